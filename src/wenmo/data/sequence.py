@@ -1,0 +1,92 @@
+"""Sequence → Batch: what a row becomes before it reaches a model.
+
+In: one row's Sequences (ids, and whatever else belongs to each token or to the whole). Out: a Batch in which
+the sequences of a role are laid end to end, without padding: `ids_M` with M the sum of the lengths.
+A classification row is one Sequence; a long context is several (windows); a preference pair is two with the
+roles `chosen` and `rejected`; a translation is `source` and `target`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+TEXT = "text"  # the role of a row that is a single sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """`row` is the row's number in its source; `tokens` holds one value a token, `values` one for the whole.
+
+    tokens["ids"] is always there; all of `tokens` have the same length. Targets that are not to be learned are -100.
+    """
+
+    row: int
+    tokens: Mapping[str, np.ndarray]
+    values: Mapping[str, int | float] = field(default_factory=dict)
+    role: str = TEXT
+
+    def __len__(self) -> int:
+        return len(self.tokens["ids"])
+
+
+@dataclass(frozen=True, slots=True)
+class Flat:
+    """All sequences of one role in a batch, end to end: tokens[name] is [M] or [M, …], values[name] is [B]."""
+
+    tokens: Mapping[str, Tensor]
+    values: Mapping[str, Tensor]
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    @property
+    def ids_M(self) -> Tensor:
+        return self.tokens["ids"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """role → Flat. `num_tokens` is the sum over the roles."""
+
+    roles: Mapping[str, Flat]
+
+    @property
+    def text(self) -> Flat:
+        return self.roles[TEXT]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(sum(flat.lengths) for flat in self.roles.values())
+
+    def to(self, device: torch.device) -> Batch:
+        if device.type == "cpu":
+            return self
+        moved = {}
+        for role, flat in self.roles.items():
+            tokens = {name: value.to(device, non_blocking=True) for name, value in flat.tokens.items()}
+            values = {name: value.to(device, non_blocking=True) for name, value in flat.values.items()}
+            moved[role] = Flat(tokens, values, flat.lengths, flat.rows)
+        return Batch(moved)
+
+
+def collate(sequences: Iterable[Sequence]) -> Batch:
+    """Lays the sequences of each role end to end. Integers become int64, floats float32."""
+    by_role: dict[str, list[Sequence]] = {}
+    for sequence in sequences:
+        by_role.setdefault(sequence.role, []).append(sequence)
+    roles = {}
+    for role, group in by_role.items():
+        tokens = {name: _tensor(np.concatenate([np.asarray(s.tokens[name]) for s in group]))
+                  for name in group[0].tokens}
+        values = {name: _tensor(np.asarray([s.values[name] for s in group])) for name in group[0].values}
+        roles[role] = Flat(tokens, values, tuple(len(s) for s in group), tuple(s.row for s in group))
+    return Batch(roles)
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    kind = np.int64 if array.dtype.kind in "iub" else np.float32
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
