@@ -11,9 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from wenmo.data.sequence import Batch
+from wenmo.data.sequence import Batch, Flat
+from wenmo.models import LanguageModel
+from wenmo.nn.cross_entropy import IGNORED, linear_cross_entropy
+
+SPARSE = 0.5  # below this share of positions with a target, gathering them first costs less than the head on all
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +37,61 @@ class Objective:
 
     counts: Callable[[Batch], dict[str, float]]
     terms: Callable[[Any, Batch], list[Term]]
+
+
+def language_modeling(*, next_sentence: bool = False, label_smoothing: float = 0.0) -> Objective:
+    """Cross-entropy at every position with a target: masked, next-token or any other prediction of tokens.
+
+    The batch says what is to be predicted where: tokens["targets"], -100 elsewhere. Masked LM: -Σ log P(x_i | x');
+    causal LM: -Σ log P(x_i | x_<i). With `next_sentence`, values["is_random"] is a second term (Devlin et al. 2019).
+    """
+
+    def counts(batch: Batch) -> dict[str, float]:
+        result = {"tokens": float((batch.text.tokens["targets"] != IGNORED).sum())}
+        if next_sentence:
+            result["next_sentence"] = float(len(batch.text.lengths))
+        return result
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        flat = batch.text
+        hidden_MD = hidden_of(model, flat)
+        targets_M = flat.tokens["targets"]
+        learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
+        hidden_XD, targets_X = hidden_MD, targets_M
+        if len(learnt_X) < SPARSE * len(targets_M):  # most positions have no target: the head sees the others alone
+            hidden_XD, targets_X = hidden_MD.index_select(0, learnt_X), targets_M[learnt_X]
+        weight_VD, bias_V = model.lm_output()
+        total = linear_cross_entropy(model.lm_features(hidden_XD), weight_VD, bias_V, targets_X, label_smoothing)
+        result = [Term("tokens", total)]
+        if next_sentence:
+            scores_B2 = model.next_sentence(hidden_MD, flat.lengths).float()
+            result.append(Term("next_sentence", F.cross_entropy(scores_B2, flat.values["is_random"], reduction="sum")))
+        return result
+
+    return Objective(counts, terms)
+
+
+def classification(*, class_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0) -> Objective:
+    """-Σ w_y log P(y | x), over Σ w_y (as torch's weighted mean): with all weights one, the plain mean."""
+    weights_C = None if class_weights is None else torch.tensor(class_weights)
+
+    def counts(batch: Batch) -> dict[str, float]:
+        labels_B = batch.text.values["label"].cpu()
+        return {"classes": float(len(labels_B) if weights_C is None else weights_C[labels_B].sum())}
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        flat = batch.text
+        scores_BC = model.classify(hidden_of(model, flat), flat.lengths).float()
+        weights = None if weights_C is None else weights_C.to(scores_BC.device)
+        total = F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
+                                label_smoothing=label_smoothing)
+        return [Term("classes", total)]
+
+    return Objective(counts, terms)
+
+
+def hidden_of(model: LanguageModel, flat: Flat) -> Tensor:
+    """The model's hidden states of a role's sequences, with segments where the batch has them: [M, D]."""
+    segments_M = flat.tokens.get("segments")
+    inputs = {} if segments_M is None else {"segments_M": segments_M}
+    return model(flat.ids_M, flat.lengths, **inputs)

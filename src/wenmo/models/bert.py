@@ -1,0 +1,231 @@
+"""BERT (Devlin et al. 2019): a bidirectional encoder over learned positions, post-norm.
+
+Names and configuration keys are Hugging Face's. Heads: `masked_lm` (cls.predictions), `next_sentence`
+(cls.seq_relationship), `classification` (pooler → dropout → classifier).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wenmo.models.config import ModelConfig
+from wenmo.nn.activation import ACTIVATIONS, ActivationName
+from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.dropout import Dropout
+from wenmo.nn.linear import Linear
+from wenmo.nn.norm import LayerNorm
+from wenmo.nn.padding import positions_of, starts_of
+from wenmo.nn.taps import Taps, tap
+
+
+class BertConfig(ModelConfig):
+    model_type: Literal["bert"] = "bert"
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: ActivationName = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float | None = None
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2
+    initializer_range: float = 0.02
+    layer_norm_eps: float = 1e-12
+    position_embedding_type: Literal["absolute"] | None = "absolute"
+    is_decoder: Literal[False] = False
+    add_cross_attention: Literal[False] = False
+    tie_word_embeddings: Literal[True] = True
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def max_tokens(self) -> int:
+        return self.max_position_embeddings
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+
+class _SelfAttention(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.query = Linear(config.hidden_size, config.hidden_size)
+        self.key = Linear(config.hidden_size, config.hidden_size)
+        self.value = Linear(config.hidden_size, config.hidden_size)
+
+
+class _AddAndNorm(nn.Module):
+    """dense → dropout → + residual → norm: the end of both halves of a layer."""
+
+    def __init__(self, width_in: int, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(width_in, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.dropout = Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: Tensor, residual_MD: Tensor) -> Tensor:
+        out: Tensor = self.LayerNorm(self.dropout(self.dense(x)) + residual_MD)
+        return out
+
+
+class _Layer(nn.Module):
+    def __init__(self, index: int, config: BertConfig) -> None:
+        super().__init__()
+        self.index, self.num_heads = index, config.num_attention_heads
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.attention = nn.ModuleDict(
+            {"self": _SelfAttention(config), "output": _AddAndNorm(config.hidden_size, config)})
+        self.intermediate = nn.ModuleDict({"dense": Linear(config.hidden_size, config.intermediate_size)})
+        self.output = _AddAndNorm(config.intermediate_size, config)
+
+    def forward(self, hidden_MD: Tensor, attend: Attend) -> Tensor:
+        heads = (hidden_MD.shape[0], self.num_heads, -1)
+        project: Any = self.attention["self"]
+        attended_MNH = attend(
+            self.index, project.query(hidden_MD).view(heads), project.key(hidden_MD).view(heads),
+            project.value(hidden_MD).view(heads))
+        hidden_MD = self.attention["output"](attended_MNH.flatten(1), hidden_MD)
+        out: Tensor = self.output(self.activation(self.intermediate["dense"](hidden_MD)), hidden_MD)
+        return out
+
+
+class _Transform(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.dense = Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+
+
+class _Predictions(nn.Module):
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__()
+        self.transform = _Transform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+
+class _Encoder(nn.Module):
+    """Everything below the heads, under Hugging Face's prefix `bert.`"""
+
+    def __init__(self, config: BertConfig, with_pooler: bool) -> None:
+        super().__init__()
+        self.embeddings = _Embeddings(config)
+        self.encoder = nn.ModuleDict(
+            {"layer": nn.ModuleList(_Layer(i, config) for i in range(config.num_hidden_layers))})
+        if with_pooler:
+            self.pooler = nn.ModuleDict({"dense": Linear(config.hidden_size, config.hidden_size)})
+
+
+class Bert(nn.Module):
+    """heads: head kind → number of outputs (0 where the kind fixes it)."""
+
+    causal: ClassVar[bool] = False
+    body_prefix: ClassVar[str] = "bert."
+    config_class: ClassVar = BertConfig
+    # Hugging Face's class for a set of heads, and so what `architectures` in config.json says.
+    classes: ClassVar[dict[str, frozenset[str]]] = {
+        "BertModel": frozenset(),
+        "BertForMaskedLM": frozenset({"masked_lm"}),
+        "BertForPreTraining": frozenset({"masked_lm", "next_sentence"}),
+        "BertForNextSentencePrediction": frozenset({"next_sentence"}),
+        "BertForSequenceClassification": frozenset({"classification"}),
+    }
+    # A saved key that repeats another (tied weights), or that older versions stored beside the weights.
+    repeated: ClassVar[tuple[str, ...]] = (
+        "cls.predictions.decoder.weight", "cls.predictions.decoder.bias", "bert.embeddings.position_ids")
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = (("LayerNorm.gamma", "LayerNorm.weight"),
+                                                      ("LayerNorm.beta", "LayerNorm.bias"))
+
+    def __init__(self, config: BertConfig, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config, self.heads = config, dict(heads)
+        self.compute_dtype = torch.float32
+        self.bert = _Encoder(config, with_pooler="masked_lm" not in heads or "next_sentence" in heads)
+        if {"masked_lm", "next_sentence"} & set(heads):
+            self.cls = nn.Module()
+        if "masked_lm" in heads:
+            self.cls.predictions = _Predictions(config)
+        if "next_sentence" in heads:
+            self.cls.seq_relationship = Linear(config.hidden_size, 2)
+        if "classification" in heads:
+            rate = config.classifier_dropout
+            self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+            self.classifier = Linear(config.hidden_size, heads["classification"])
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal(0, initializer_range) matrices, zero biases, norms at one (Devlin et al. 2019's released code)."""
+        for name, parameter in self.named_parameters():
+            with torch.no_grad():
+                if parameter.ndim >= 2:
+                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+                else:
+                    parameter.fill_(1.0 if name.endswith("LayerNorm.weight") else 0.0)
+
+    def forward(self, ids_M: Tensor, lengths: Sequence[int], *, segments_M: Tensor | None = None,
+                taps: Taps | None = None) -> Tensor:
+        """ids of whole sequences, end to end → hidden_MD."""
+        rate = self.config.attention_probs_dropout_prob if self.training else 0.0
+        attend = Packed(lengths, causal=False, dropout=rate, device=ids_M.device)
+        return self.body(ids_M, positions_of(lengths, ids_M.device), attend, segments_M=segments_M, taps=taps)
+
+    def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *,
+             segments_M: Tensor | None = None, taps: Taps | None = None) -> Tensor:
+        """ids_M, or word embeddings [M, D] in their place → hidden_MD after the last layer."""
+        embeddings: _Embeddings = self.bert.embeddings
+        words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point()
+                    else embeddings.word_embeddings(ids_or_embeddings))
+        words_MD = tap(taps, "embeddings", words_MD)
+        segments_MD = (embeddings.token_type_embeddings.weight[0] if segments_M is None
+                       else embeddings.token_type_embeddings(segments_M))
+        summed_MD = words_MD + embeddings.position_embeddings(positions_M) + segments_MD
+        hidden_MD: Tensor = embeddings.dropout(embeddings.LayerNorm(summed_MD).to(self.compute_dtype))
+        layers: Any = self.bert.encoder["layer"]
+        for index, layer in enumerate(layers):
+            hidden_MD = tap(taps, f"layers.{index}", layer(hidden_MD, attend))
+        return hidden_MD
+
+    @property
+    def predictions(self) -> _Predictions:
+        heads: Any = self.cls
+        found: _Predictions = heads.predictions
+        return found
+
+    def lm_features(self, hidden_XD: Tensor) -> Tensor:
+        """What the output vocabulary is compared with, [X, D]."""
+        transform: Any = self.predictions.transform
+        out: Tensor = transform.LayerNorm(ACTIVATIONS[self.config.hidden_act](transform.dense(hidden_XD)))
+        return out
+
+    def lm_output(self) -> tuple[Tensor, Tensor | None]:
+        """The output vocabulary's weight [V, D] and bias [V]."""
+        return self.bert.embeddings.word_embeddings.weight, self.predictions.bias
+
+    def pooled(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """tanh(W h_[CLS]) of each sequence, [B, D]."""
+        first_BD = hidden_MD.index_select(0, starts_of(lengths).to(hidden_MD.device))
+        return torch.tanh(self.bert.pooler["dense"](first_BD))
+
+    def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Scores of the classes, [B, C]."""
+        out: Tensor = self.classifier(self.dropout(self.pooled(hidden_MD, lengths)))
+        return out
+
+    def next_sentence(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Scores of "B follows A" (0) and "B comes from elsewhere" (1), [B, 2]."""
+        heads: Any = self.cls
+        out: Tensor = heads.seq_relationship(self.pooled(hidden_MD, lengths))
+        return out

@@ -1,0 +1,211 @@
+"""Llama (Touvron et al. 2023): a causal decoder, pre-norm, rotary positions, grouped queries, SwiGLU.
+
+The same file carries SmolLM and, when their tables list them, other models of this shape. Names and configuration
+keys are Hugging Face's. Heads: `causal_lm` (lm_head, tied or not), `classification` (score of the last token).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from wenmo.models.config import ModelConfig
+from wenmo.nn.activation import ACTIVATIONS, ActivationName
+from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.linear import Linear
+from wenmo.nn.norm import RMSNorm
+from wenmo.nn.padding import positions_of
+from wenmo.nn.rope import Rope, RopeScaling, check_factors, rotate
+from wenmo.nn.taps import Taps, tap
+
+
+class LlamaConfig(ModelConfig):
+    model_type: Literal["llama"] = "llama"
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    head_dim: int | None = None
+    hidden_act: ActivationName = "silu"
+    max_position_embeddings: int = 2048
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    tie_word_embeddings: bool = False
+    attention_bias: bool = False
+    mlp_bias: bool = False
+    attention_dropout: float = 0.0
+
+    @classmethod
+    def one_spelling(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """transformers 5 writes `rope_parameters`, 4 `rope_theta` and `rope_scaling` (with `type` or `rope_type`)."""
+        data = dict(data)
+        parameters = dict(data.pop("rope_parameters", None) or {})
+        if "rope_theta" in parameters:
+            data["rope_theta"] = parameters.pop("rope_theta")
+        scaling = dict(data.get("rope_scaling") or parameters)
+        if "type" in scaling:
+            scaling.setdefault("rope_type", scaling.pop("type"))
+        data["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        return data
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> LlamaConfig:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError("hidden_size must be a multiple of num_attention_heads, unless head_dim is given")
+        if self.num_attention_heads % self.key_heads:
+            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
+        check_factors(self.rope_scaling, self.head_width)
+        return self
+
+    @property
+    def head_width(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def key_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def width(self) -> int:
+        return self.hidden_size
+
+    @property
+    def max_tokens(self) -> int:
+        return self.max_position_embeddings
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        H, bias = config.head_width, config.attention_bias
+        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * H, bias=bias)
+        self.k_proj = Linear(config.hidden_size, config.key_heads * H, bias=bias)
+        self.v_proj = Linear(config.hidden_size, config.key_heads * H, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * H, config.hidden_size, bias=bias)
+
+
+class _FeedForward(nn.Module):
+    """down(silu(gate(x)) · up(x)): SwiGLU (Shazeer 2020, §2)."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        D, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj, self.up_proj = Linear(D, F_, bias=bias), Linear(D, F_, bias=bias)
+        self.down_proj = Linear(F_, D, bias=bias)
+        self.activation = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.activation(self.gate_proj(x_MD)) * self.up_proj(x_MD))
+        return out
+
+
+class _Layer(nn.Module):
+    def __init__(self, index: int, config: LlamaConfig) -> None:
+        super().__init__()
+        self.index, self.head_width = index, config.head_width
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = _Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = _FeedForward(config)
+
+    def forward(self, hidden_MD: Tensor, cos_sin: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x_MD = self.input_layernorm(hidden_MD)
+        heads = (x_MD.shape[0], -1, self.head_width)
+        project = self.self_attn
+        attended_MNH = attend(
+            self.index, rotate(project.q_proj(x_MD).view(heads), cos_sin),
+            rotate(project.k_proj(x_MD).view(heads), cos_sin), project.v_proj(x_MD).view(heads))
+        hidden_MD = hidden_MD + project.o_proj(attended_MNH.flatten(1))
+        out: Tensor = hidden_MD + self.mlp(self.post_attention_layernorm(hidden_MD))
+        return out
+
+
+class _Decoder(nn.Module):
+    """Everything below the heads, under Hugging Face's prefix `model.`"""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(_Layer(i, config) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """heads: head kind → number of outputs (0 where the kind fixes it)."""
+
+    causal: ClassVar[bool] = True
+    body_prefix: ClassVar[str] = "model."
+    config_class: ClassVar = LlamaConfig
+    classes: ClassVar[dict[str, frozenset[str]]] = {
+        "LlamaModel": frozenset(),
+        "LlamaForCausalLM": frozenset({"causal_lm"}),
+        "LlamaForSequenceClassification": frozenset({"classification"}),
+    }
+    repeated: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(self, config: LlamaConfig, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config, self.heads = config, dict(heads)
+        self.compute_dtype = torch.float32
+        self.model = _Decoder(config)
+        self.rope = Rope(config.head_width, config.rope_theta, config.max_position_embeddings, config.rope_scaling)
+        if "causal_lm" in heads and not config.tie_word_embeddings:
+            self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        if "classification" in heads:
+            self.score = Linear(config.hidden_size, heads["classification"], bias=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal(0, initializer_range); what writes to the residual stream shrinks by √(2L) (Radford et al. 2019)."""
+        for name, parameter in self.named_parameters():
+            with torch.no_grad():
+                if parameter.ndim >= 2:
+                    into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+                    shrink = math.sqrt(2 * self.config.num_hidden_layers) if into_stream else 1.0
+                    parameter.normal_(0.0, self.config.initializer_range / shrink, generator=generator)
+                else:
+                    parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+
+    def forward(self, ids_M: Tensor, lengths: Sequence[int], *, segments_M: Tensor | None = None,
+                taps: Taps | None = None) -> Tensor:
+        """ids of whole sequences, end to end → hidden_MD. Segments have no meaning here and must be absent."""
+        assert segments_M is None, "this architecture has no segments"
+        rate = self.config.attention_dropout if self.training else 0.0
+        attend = Packed(lengths, causal=True, dropout=rate, device=ids_M.device)
+        return self.body(ids_M, positions_of(lengths, ids_M.device), attend, taps=taps)
+
+    def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *,
+             taps: Taps | None = None) -> Tensor:
+        """ids_M, or word embeddings [M, D] in their place → hidden_MD after the last norm."""
+        words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point()
+                    else self.model.embed_tokens(ids_or_embeddings))
+        hidden_MD: Tensor = tap(taps, "embeddings", words_MD).to(self.compute_dtype)
+        cos_sin = self.rope.cos_sin(positions_M, hidden_MD.dtype)
+        for index, layer in enumerate(self.model.layers):
+            hidden_MD = tap(taps, f"layers.{index}", layer(hidden_MD, cos_sin, attend))
+        out: Tensor = self.model.norm(hidden_MD)
+        return out
+
+    def lm_features(self, hidden_XD: Tensor) -> Tensor:
+        """What the output vocabulary is compared with, [X, D]."""
+        return hidden_XD
+
+    def lm_output(self) -> tuple[Tensor, Tensor | None]:
+        """The output vocabulary's weight [V, D] and bias (none)."""
+        tied = self.config.tie_word_embeddings
+        return (self.model.embed_tokens.weight if tied else self.lm_head.weight), None
+
+    def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Scores of the classes from each sequence's last token, [B, C]."""
+        last_B = torch.tensor(lengths).cumsum(0) - 1
+        out: Tensor = self.score(hidden_MD.index_select(0, last_B.to(hidden_MD.device)))
+        return out

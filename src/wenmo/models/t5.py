@@ -1,0 +1,253 @@
+"""T5 (Raffel et al. 2020): an encoder–decoder, pre-norm with RMSNorm, relative position biases, unscaled scores.
+
+It proves that the one forward (`encode`, `decode`, with `attend`) carries two stacks too. Names and configuration
+keys are Hugging Face's (v1.0 with relu, v1.1 with gated gelu). Head: `seq2seq_lm`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+
+from wenmo.models.config import ModelConfig
+from wenmo.nn.activation import ACTIVATIONS
+from wenmo.nn.attend import Attend, Bias, Cross, Packed
+from wenmo.nn.dropout import Dropout
+from wenmo.nn.linear import Linear
+from wenmo.nn.norm import RMSNorm
+from wenmo.nn.padding import positions_of
+from wenmo.nn.taps import Taps, tap
+
+
+class T5Config(ModelConfig):
+    model_type: Literal["t5"] = "t5"
+    vocab_size: int = 32128
+    d_model: int = 512
+    d_kv: int = 64
+    d_ff: int = 2048
+    num_layers: int = 6
+    num_decoder_layers: int | None = None
+    num_heads: int = 8
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    layer_norm_epsilon: float = 1e-6
+    initializer_factor: float = 1.0
+    feed_forward_proj: Literal["relu", "gated-gelu", "gated-silu"] = "relu"
+    decoder_start_token_id: int | None = 0
+    tie_word_embeddings: bool = True
+    scale_decoder_outputs: bool | None = None
+    is_encoder_decoder: Literal[True] = True
+
+    @model_validator(mode="after")
+    def _scaling_as_it_was_trained(self) -> T5Config:
+        """v1.0 ties its embeddings and scales the output by D^-½; transformers 5 says so in a key of its own."""
+        if self.scale_decoder_outputs is None:
+            object.__setattr__(self, "scale_decoder_outputs", self.tie_word_embeddings)
+        return self
+
+    @property
+    def width(self) -> int:
+        return self.d_model
+
+    @property
+    def max_tokens(self) -> None:
+        return None
+
+
+class _Attention(nn.Module):
+    def __init__(self, config: T5Config, with_bias: bool) -> None:
+        super().__init__()
+        inner = config.num_heads * config.d_kv
+        self.q, self.k, self.v = (Linear(config.d_model, inner, bias=False) for _ in range(3))
+        self.o = Linear(inner, config.d_model, bias=False)
+        if with_bias:
+            self.relative_attention_bias = nn.Embedding(config.relative_attention_num_buckets, config.num_heads)
+
+
+class _FeedForward(nn.Module):
+    def __init__(self, config: T5Config) -> None:
+        super().__init__()
+        gated = config.feed_forward_proj.startswith("gated-")
+        name = config.feed_forward_proj.removeprefix("gated-")
+        # Hugging Face runs "gated-gelu" checkpoints with the tanh approximation they were trained with.
+        self.activation = ACTIVATIONS["gelu_new" if gated and name == "gelu" else name]
+        if gated:
+            self.wi_0 = Linear(config.d_model, config.d_ff, bias=False)
+            self.wi_1 = Linear(config.d_model, config.d_ff, bias=False)
+        else:
+            self.wi = Linear(config.d_model, config.d_ff, bias=False)
+        self.gated = gated
+        self.wo = Linear(config.d_ff, config.d_model, bias=False)
+        self.dropout = Dropout(config.dropout_rate)
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        inner = self.activation(self.wi_0(x_MD)) * self.wi_1(x_MD) if self.gated else self.activation(self.wi(x_MD))
+        out: Tensor = self.wo(self.dropout(inner))
+        return out
+
+
+class _Sublayer(nn.Module):
+    """norm → inner → dropout → + residual; the inner module stands under Hugging Face's own name."""
+
+    def __init__(self, name: str, inner: nn.Module, config: T5Config) -> None:
+        super().__init__()
+        self.name = name
+        self.add_module(name, inner)
+        self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
+
+    @property
+    def inner(self) -> Any:
+        return getattr(self, self.name)
+
+
+class _Block(nn.Module):
+    def __init__(self, index: int, config: T5Config, decoder: bool) -> None:
+        super().__init__()
+        self.index, self.head_width, self.decoder = index, config.d_kv, decoder
+        sublayers = [_Sublayer("SelfAttention", _Attention(config, with_bias=index == 0), config)]
+        if decoder:
+            sublayers.append(_Sublayer("EncDecAttention", _Attention(config, with_bias=False), config))
+        sublayers.append(_Sublayer("DenseReluDense", _FeedForward(config), config))
+        self.layer = nn.ModuleList(sublayers)
+
+    def forward(self, hidden_MD: Tensor, attend: Attend, bias: Bias, cross: Cross | None,
+                memory_MD: Tensor | None) -> Tensor:
+        sub: Any = self.layer[0]
+        x_MD, project = sub.layer_norm(hidden_MD), sub.inner
+        attended = attend(self.index, self._heads(project.q(x_MD)), self._heads(project.k(x_MD)),
+                          self._heads(project.v(x_MD)), scale=1.0, bias=bias)
+        hidden_MD = hidden_MD + sub.dropout(project.o(attended.flatten(1)))
+        if cross is not None:
+            sub = self.layer[1]
+            x_MD, across = sub.layer_norm(hidden_MD), sub.inner
+            keys, values = cross.remembered(
+                self.index, lambda: (self._heads(across.k(memory_MD)), self._heads(across.v(memory_MD))))
+            attended = cross(self.index, self._heads(across.q(x_MD)), keys, values, scale=1.0)
+            hidden_MD = hidden_MD + sub.dropout(across.o(attended.flatten(1)))
+        sub = self.layer[-1]
+        hidden_MD = hidden_MD + sub.dropout(sub.inner(sub.layer_norm(hidden_MD)))
+        return hidden_MD
+
+    def _heads(self, x_MX: Tensor) -> Tensor:
+        return x_MX.view(x_MX.shape[0], -1, self.head_width)
+
+
+class _Stack(nn.Module):
+    def __init__(self, config: T5Config, decoder: bool) -> None:
+        super().__init__()
+        self.config, self.decoder = config, decoder
+        depth = (config.num_decoder_layers or config.num_layers) if decoder else config.num_layers
+        self.block = nn.ModuleList(_Block(i, config, decoder) for i in range(depth))
+        self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.dropout = Dropout(config.dropout_rate)
+
+    def forward(self, words_MD: Tensor, attend: Attend, cross: Cross | None, memory_MD: Tensor | None,
+                taps: Taps | None) -> Tensor:
+        place = "decoder" if self.decoder else "encoder"
+        hidden_MD: Tensor = self.dropout(tap(taps, f"{place}.embeddings", words_MD))
+        for index, block in enumerate(self.block):
+            hidden_MD = tap(taps, f"{place}.layers.{index}", block(hidden_MD, attend, self.bias, cross, memory_MD))
+        out: Tensor = self.dropout(self.final_layer_norm(hidden_MD))
+        return out
+
+    def bias(self, query_BT: Tensor, key_S: Tensor) -> Tensor:
+        """A learned number a head for the bucket of each distance (§2.1), shared by the layers: [B, N, T, S]."""
+        first: Any = self.block[0]
+        table = first.layer[0].inner.relative_attention_bias
+        buckets = relative_bucket(key_S - query_BT[:, :, None], bidirectional=not self.decoder,
+                                  num_buckets=self.config.relative_attention_num_buckets,
+                                  max_distance=self.config.relative_attention_max_distance)
+        return table(buckets).permute(0, 3, 1, 2).to(first.layer[0].inner.q.weight.dtype)
+
+
+def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:
+    """key position − query position → bucket: exact when near, logarithmic up to `max_distance`, then one for all."""
+    offset = torch.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = (distance > 0).long() * num_buckets
+        distance = distance.abs()
+    else:
+        distance = (-distance).clamp(min=0)
+    exact = num_buckets // 2
+    ratio = torch.log(distance.clamp(min=1).float() / exact) / math.log(max_distance / exact)
+    far = (exact + (ratio * (num_buckets - exact)).long()).clamp(max=num_buckets - 1)
+    return offset + torch.where(distance < exact, distance, far)
+
+
+class T5(nn.Module):
+    """heads: head kind → number of outputs (0 where the kind fixes it)."""
+
+    causal: ClassVar[bool] = True
+    body_prefix: ClassVar[str] = ""
+    config_class: ClassVar = T5Config
+    classes: ClassVar[dict[str, frozenset[str]]] = {
+        "T5Model": frozenset(),
+        "T5ForConditionalGeneration": frozenset({"seq2seq_lm"}),
+    }
+    repeated: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
+
+    def __init__(self, config: T5Config, heads: Mapping[str, int]) -> None:
+        super().__init__()
+        self.config, self.heads = config, dict(heads)
+        self.compute_dtype = torch.float32
+        self.shared = nn.Embedding(config.vocab_size, config.d_model)
+        self.encoder = _Stack(config, decoder=False)
+        self.decoder = _Stack(config, decoder=True)
+        if "seq2seq_lm" in heads and not config.tie_word_embeddings:
+            self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal, with a deviation of its own for each kind of matrix, since scores are not scaled (T5's own code)."""
+        config, factor = self.config, self.config.initializer_factor
+        deviation = {"q": (config.d_model * config.d_kv) ** -0.5, "o": (config.num_heads * config.d_kv) ** -0.5,
+                     "wo": config.d_ff**-0.5, "shared": 1.0, "lm_head": 1.0}
+        for name, parameter in self.named_parameters():
+            with torch.no_grad():
+                if parameter.ndim >= 2:
+                    std = factor * deviation.get(name.split(".")[-2], config.d_model**-0.5)
+                    parameter.normal_(0.0, std, generator=generator)
+                else:
+                    parameter.fill_(factor)
+
+    def forward(self, ids_M: Tensor, lengths: Sequence[int], target_ids_M: Tensor, target_lengths: Sequence[int],
+                *, taps: Taps | None = None) -> Tensor:
+        """Source sequences and, row by row, the decoder's input sequences → hidden of the decoder, [M_target, D]."""
+        device = ids_M.device
+        rate = self.config.dropout_rate if self.training else 0.0
+        memory_MD = self.encode(ids_M, Packed(lengths, causal=False, dropout=rate, device=device), taps=taps)
+        cross = Cross(target_lengths, lengths, dropout=rate, device=device)
+        attend = Packed(target_lengths, causal=True, dropout=rate, device=device)
+        positions_M = positions_of(target_lengths, device)
+        return self.body(target_ids_M, positions_M, attend, cross=cross, memory_MD=memory_MD, taps=taps)
+
+    def encode(self, ids_or_embeddings: Tensor, attend: Attend, *, taps: Taps | None = None) -> Tensor:
+        """Source tokens → memory_MD."""
+        return self._run(self.encoder, ids_or_embeddings, attend, None, None, taps)
+
+    def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *, cross: Cross,
+             memory_MD: Tensor, taps: Taps | None = None) -> Tensor:
+        """Target tokens → hidden_MD. Positions reach the scores through `attend`, which knows them."""
+        return self._run(self.decoder, ids_or_embeddings, attend, cross, memory_MD, taps)
+
+    def _run(self, stack: _Stack, ids_or_embeddings: Tensor, attend: Attend, cross: Cross | None,
+             memory_MD: Tensor | None, taps: Taps | None) -> Tensor:
+        words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point() else self.shared(ids_or_embeddings))
+        out: Tensor = stack(words_MD.to(self.compute_dtype), attend, cross, memory_MD, taps)
+        return out
+
+    def lm_features(self, hidden_XD: Tensor) -> Tensor:
+        """What the output vocabulary is compared with, [X, D]; scaled by D^-½ where the checkpoint asks for it."""
+        return hidden_XD * self.config.d_model**-0.5 if self.config.scale_decoder_outputs else hidden_XD
+
+    def lm_output(self) -> tuple[Tensor, Tensor | None]:
+        """The output vocabulary's weight [V, D] and bias (none)."""
+        return (self.shared.weight if self.config.tie_word_embeddings else self.lm_head.weight), None

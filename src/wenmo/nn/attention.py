@@ -1,0 +1,77 @@
+"""Scaled dot-product attention over a rectangle, softmax(Q Kᵀ / √d_k) V (Vaswani et al. 2017, §3.2.1).
+
+On the CPU in training, plain matrix products and a softmax beat torch's fused kernel by two to five times at the
+lengths of this package (docs/results.md, "attention"), because its backward is slow; for long inputs the fused
+kernel is taken, since the plain one holds T × S scores. On cuda the fused kernel always.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wenmo.nn.dropout import dropout
+
+LONGEST_PLAIN_TOKENS = 1024
+
+
+def attention(
+    q_BTNH: Tensor,
+    k_BSKH: Tensor,
+    v_BSKH: Tensor,
+    *,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    dropout_probability: float = 0.0,
+) -> Tensor:
+    """[B, T, N, H] of queries over [B, S, K, H] of keys and values, K dividing N (grouped queries, Ainslie 2023).
+
+    mask: bool, True = may be seen, broadcastable to [B, 1, T, S]. bias: added to the scores, [B or 1, N, T, S].
+    causal: query t sees keys 0 … t (T = S). scale: 1/√H unless given. Returns [B, T, N, H].
+    """
+    B, T, N, H = q_BTNH.shape
+    S, K = k_BSKH.shape[1:3]
+    if scale is None:
+        scale = 1 / math.sqrt(H)
+    k_BKSH, v_BKSH = k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2)
+    if q_BTNH.is_cuda or max(T, S) > LONGEST_PLAIN_TOKENS:
+        both = _added(mask, bias, causal, T, S, q_BTNH)
+        out_BNTH = F.scaled_dot_product_attention(
+            q_BTNH.transpose(1, 2), k_BKSH, v_BKSH, attn_mask=both, is_causal=causal and both is None,
+            scale=scale, dropout_p=dropout_probability, enable_gqa=N != K,
+        )
+        return out_BNTH.transpose(1, 2)
+    # Queries that share a key head are laid along T: one product per key head, no copies of keys.
+    G = N // K
+    q_BKXH = (q_BTNH * scale).view(B, T, K, G, H).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
+    scores = (q_BKXH @ k_BKSH.transpose(-1, -2)).view(B, K, G, T, S)
+    if bias is not None:
+        scores = scores + bias.view(-1, K, G, T, S)
+    if causal:
+        scores = scores + _causal_bias(T, scores.dtype, scores.device)
+    if mask is not None:
+        scores = scores.masked_fill(~mask.unsqueeze(2), float("-inf"))
+    weights = torch.softmax(scores, dim=-1)
+    if dropout_probability > 0:
+        weights = dropout(weights, dropout_probability)
+    out_BKXH = weights.view(B, K, G * T, S) @ v_BKSH
+    return out_BKXH.view(B, K, G, T, H).permute(0, 3, 1, 2, 4).reshape(B, T, N, H)
+
+
+def _causal_bias(length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.full((length, length), float("-inf"), dtype=dtype, device=device).triu_(1)
+
+
+def _added(mask: Tensor | None, bias: Tensor | None, causal: bool, T: int, S: int, like: Tensor) -> Tensor | None:
+    """Mask, bias and causality as the one additive mask that the fused kernel takes."""
+    if bias is None and mask is None:
+        return None
+    total = bias.to(like.dtype) if bias is not None else torch.zeros(1, 1, T, S, dtype=like.dtype, device=like.device)
+    if causal:
+        total = total + _causal_bias(T, like.dtype, like.device)
+    return total if mask is None else total.masked_fill(~mask, float("-inf"))
