@@ -23,7 +23,8 @@ S = TypeVar("S", bound="Settings")
 class Settings(BaseModel):
     """Frozen; an unknown key is an error. A key is `identity` (a change on resume is refused) unless `free`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, protected_namespaces=(),
+                              serialize_by_alias=True)
 
 
 def free(default: Any, **constraints: Any) -> Any:
@@ -207,7 +208,7 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
 def _known_keys(cls: type[Settings]) -> set[str]:
     keys: set[str] = set()
     for reachable in _reachable(cls, set()):
-        keys.update(reachable.model_fields)
+        keys.update(field.alias or name for name, field in reachable.model_fields.items())
     return keys
 
 
@@ -240,7 +241,8 @@ def identity_differences(old: Settings, new: Settings, path: str = "") -> list[t
         extra = field.json_schema_extra
         if isinstance(extra, dict) and extra.get("resume") == "free":
             continue
-        here = f"{path}.{name}" if path else name
+        shown = field.alias or name
+        here = f"{path}.{shown}" if path else shown
         result += _differences(getattr(old, name), getattr(new, name), here)
     return result
 

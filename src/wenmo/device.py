@@ -55,7 +55,7 @@ def choose(device: str = "auto", dtype: DType = "auto", threads: int | None = No
 def has_native_bf16(device: torch.device) -> bool:
     """AMX or AVX512-BF16 on x86, BF16 on Arm, Ampere and later on cuda."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith(("flags", "Features"))), "")

@@ -49,7 +49,7 @@ def language_modeling(*, next_sentence: bool = False, label_smoothing: float = 0
     def counts(batch: Batch) -> dict[str, float]:
         result = {"tokens": float((batch.text.tokens["targets"] != IGNORED).sum())}
         if next_sentence:
-            result["next_sentence"] = float(len(batch.text.lengths))
+            result["next_sentence"] = float((batch.text.values["is_random"] != IGNORED).sum())
         return result
 
     def terms(model: LanguageModel, batch: Batch) -> list[Term]:

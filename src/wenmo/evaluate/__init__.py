@@ -1,0 +1,18 @@
+"""Evaluation: a model, rows and a seed → a Report. It reaches models through `wenmo.load`'s object alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wenmo.loaded import Loaded
+from wenmo.report import Report
+
+
+def evaluate(loaded: Loaded, rows: list[Mapping[str, Any]], data: str, *, task: str | None = None,
+             seed: int = 0) -> Report:
+    """The task's metrics over the rows, with intervals. Raises DataError for an unknown label and the like."""
+    chosen = loaded.task(task)
+    outputs = loaded.outputs(rows, chosen, with_targets=True)
+    measured = chosen.measure(rows, outputs, seed)
+    return Report(loaded.reference, chosen.name, data, measured.n, seed, measured.metrics, measured.details)

@@ -24,7 +24,7 @@ from wenmo.nn.taps import Taps, tap
 
 class BertConfig(ModelConfig):
     model_type: Literal["bert"] = "bert"
-    vocab_size: int = 30522
+    vocab_size: int = 0
     hidden_size: int = 768
     num_hidden_layers: int = 12
     num_attention_heads: int = 12

@@ -15,10 +15,10 @@ C = TypeVar("C", bound="ModelConfig")
 
 
 class ModelConfig(Settings):
-    """`model_type` is Hugging Face's name of the architecture."""
+    """`model_type` is Hugging Face's name of the architecture. A recipe may leave `vocab_size` to the tokenizer (0)."""
 
     model_type: str
-    vocab_size: int
+    vocab_size: int = 0
 
     @classmethod
     def one_spelling(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from wenmo.nn.taps import Taps, tap
 
 class LlamaConfig(ModelConfig):
     model_type: Literal["llama"] = "llama"
-    vocab_size: int = 32000
+    vocab_size: int = 0
     hidden_size: int = 4096
     intermediate_size: int = 11008
     num_hidden_layers: int = 32

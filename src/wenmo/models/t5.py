@@ -26,7 +26,7 @@ from wenmo.nn.taps import Taps, tap
 
 class T5Config(ModelConfig):
     model_type: Literal["t5"] = "t5"
-    vocab_size: int = 32128
+    vocab_size: int = 0
     d_model: int = 512
     d_kv: int = 64
     d_ff: int = 2048
@@ -132,8 +132,8 @@ class _Block(nn.Module):
             attended = cross(self.index, self._heads(across.q(x_MD)), keys, values, scale=1.0)
             hidden_MD = hidden_MD + sub.dropout(across.o(attended.flatten(1)))
         sub = self.layer[-1]
-        hidden_MD = hidden_MD + sub.dropout(sub.inner(sub.layer_norm(hidden_MD)))
-        return hidden_MD
+        out: Tensor = hidden_MD + sub.dropout(sub.inner(sub.layer_norm(hidden_MD)))
+        return out
 
     def _heads(self, x_MX: Tensor) -> Tensor:
         return x_MX.view(x_MX.shape[0], -1, self.head_width)
@@ -164,7 +164,8 @@ class _Stack(nn.Module):
         buckets = relative_bucket(key_S - query_BT[:, :, None], bidirectional=not self.decoder,
                                   num_buckets=self.config.relative_attention_num_buckets,
                                   max_distance=self.config.relative_attention_max_distance)
-        return table(buckets).permute(0, 3, 1, 2).to(first.layer[0].inner.q.weight.dtype)
+        bias: Tensor = table(buckets)
+        return bias.permute(0, 3, 1, 2)
 
 
 def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, max_distance: int) -> Tensor:

@@ -51,7 +51,7 @@ def attention(
     q_BKXH = (q_BTNH * scale).view(B, T, K, G, H).permute(0, 2, 3, 1, 4).reshape(B, K, G * T, H)
     scores = (q_BKXH @ k_BKSH.transpose(-1, -2)).view(B, K, G, T, S)
     if bias is not None:
-        scores = scores + bias.view(-1, K, G, T, S)
+        scores = scores + bias.to(scores.dtype).view(-1, K, G, T, S)
     if causal:
         scores = scores + _causal_bias(T, scores.dtype, scores.device)
     if mask is not None:

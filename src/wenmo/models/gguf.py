@@ -1,0 +1,114 @@
+"""GGUF files of Llama-shaped models: metadata and quantised tensors → our configuration and state dict.
+
+Reading and dequantising is the `gguf` library's work; what stands here is the map of names and the one difference
+in layout: GGUF interleaves the rotary halves of q and k, Hugging Face keeps them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wenmo.errors import MissingExtra, ModelError, say
+
+_NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+_LAYER_NAMES = {
+    "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+}
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
+    """(config.json as Hugging Face would write it, fp32 state dict under our names, all metadata fields)."""
+    gguf, reader = _reader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    kind = fields.get("general.architecture")
+    if kind != "llama":
+        raise ModelError(
+            say(f"GGUF files of architecture `{kind}` are not read yet", f"尚不支持结构为 `{kind}` 的 GGUF 文件"),
+            where=str(path), mend=say("use the Hugging Face folder of this model", "请使用该模型的 Hugging Face 目录"))
+    tensors = {tensor.name: np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+               for tensor in reader.tensors}
+    config = _config(fields, tensors)
+    return config, _state(tensors, config), fields
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """All metadata fields; the tensors stay on disk."""
+    return {name: field.contents() for name, field in _reader(path)[1].fields.items()}
+
+
+def _reader(path: Path) -> tuple[Any, Any]:
+    """(the gguf library, a reader of the file, memory-mapped)."""
+    try:
+        import gguf
+    except ImportError as error:
+        raise MissingExtra("gguf", "gguf", say("a .gguf file", "读取 .gguf 文件")) from error
+    try:
+        return gguf, gguf.GGUFReader(path)
+    except (ValueError, OSError, IndexError) as error:
+        raise ModelError(
+            say(f"not a readable GGUF file: {error}", f"无法读取的 GGUF 文件：{error}"), where=str(path),
+            mend=say("download it again, or check its size", "请重新下载，或检查文件大小")) from error
+
+
+def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    width, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
+    head_width = fields.get("llama.attention.key_length", width // heads)
+    config = {
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+        "vocab_size": tensors["token_embd.weight"].shape[0],
+        "hidden_size": width, "intermediate_size": fields["llama.feed_forward_length"],
+        "num_hidden_layers": fields["llama.block_count"], "num_attention_heads": heads,
+        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads), "head_dim": head_width,
+        "max_position_embeddings": fields["llama.context_length"],
+        # GGUF stores it as a 32-bit float: 9.9999997e-06 is 1e-05
+        "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
+        "tie_word_embeddings": "output.weight" not in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors,
+    }
+    for role in ("bos", "eos"):
+        if f"tokenizer.ggml.{role}_token_id" in fields:
+            config[f"{role}_token_id"] = int(fields[f"tokenizer.ggml.{role}_token_id"])
+    if "rope_freqs.weight" in tensors:
+        factors = [float(value) for value in tensors["rope_freqs.weight"]]
+        config["rope_scaling"] = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors,
+                                  "attention_factor": 1.0}
+    elif fields.get("llama.rope.scaling.type") in ("linear", "yarn"):
+        config["rope_scaling"] = {"rope_type": fields["llama.rope.scaling.type"],
+                                  "factor": float(fields["llama.rope.scaling.factor"])}
+        if config["rope_scaling"]["rope_type"] == "yarn":
+            config["rope_scaling"]["original_max_position_embeddings"] = int(
+                fields["llama.rope.scaling.original_context_length"])
+    return config
+
+
+def _state(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    state = {}
+    for name, array in tensors.items():
+        if name == "rope_freqs.weight":
+            continue
+        stem, _, kind = name.rpartition(".")
+        if stem.startswith("blk."):
+            _, index, part = stem.split(".")
+            if part in ("attn_q", "attn_k"):
+                heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
+                array = _halves_apart(array, heads)
+            target = f"model.layers.{index}.{_LAYER_NAMES[part]}"
+        else:
+            target = _NAMES[stem]
+        state[f"{target}.{kind}"] = torch.from_numpy(np.ascontiguousarray(array))
+    return state
+
+
+def _halves_apart(array: np.ndarray, num_heads: int) -> np.ndarray:
+    """Rows (head, pair, half) → (head, half, pair)."""
+    rows = array.reshape(num_heads, -1, 2, *array.shape[1:])
+    return rows.swapaxes(1, 2).reshape(array.shape)

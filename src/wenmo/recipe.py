@@ -1,0 +1,150 @@
+"""Recipe: the frozen, full description of a run. It only composes the settings that live beside what they set.
+
+In: YAML and overrides. Out: one `Recipe`, or one error with every fault in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from wenmo.config import Count, Settings, apply_overrides, free, parse, read_yaml
+from wenmo.device import DType
+from wenmo.errors import say
+from wenmo.models.bert import BertConfig
+from wenmo.models.llama import LlamaConfig
+from wenmo.models.t5 import T5Config
+from wenmo.tasks import Lengths, TaskSettings
+from wenmo.text.source import SourceSettings
+from wenmo.text.tokenizer_training import TokenizerSettings
+from wenmo.train.best import BestSettings
+from wenmo.train.loop import LoopSettings
+from wenmo.train.optimizer import OptimizerSettings
+from wenmo.train.schedule import ScheduleSettings
+
+
+class From(Settings):
+    """A reference to a model or tokenizer that exists (folder, Run, .gguf, hf:org/name, pkg:NAME)."""
+
+    reference: str = Field(alias="from")
+
+
+class TrainTokenizer(Settings):
+    train: TokenizerSettings
+
+
+def _kind(value: Any) -> str | None:
+    """Which kind of model a mapping describes: `from`, or its architecture under `type`."""
+    if isinstance(value, Settings):
+        return "from" if isinstance(value, From) else str(getattr(value, "model_type", ""))
+    if not isinstance(value, dict):
+        return None
+    return "from" if "from" in value else value.get("model_type")
+
+
+ModelSettings = Annotated[
+    Annotated[From, Tag("from")] | Annotated[BertConfig, Tag("bert")] | Annotated[LlamaConfig, Tag("llama")]
+    | Annotated[T5Config, Tag("t5")], Discriminator(_kind)]
+
+
+class Choose(Settings):
+    """Rows for choosing the best checkpoint: `carve` so many from the training rows (by seed, after duplicates are
+    dropped), or files of their own. 0 and no files: nothing is measured during training."""
+
+    carve: Count = 0
+    files: tuple[SourceSettings, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Choose:
+        if self.carve and self.files:
+            raise ValueError(say("give `carve` or `files`, not both", "`carve` 与 `files` 只能给一个"))
+        return self
+
+
+class DataSettings(Lengths):
+    """`report` is read by `evaluate` alone, once; training never opens it but to leave its texts out."""
+
+    train: tuple[SourceSettings, ...] = Field(min_length=1)
+    choose: Choose = Choose()
+    report: tuple[SourceSettings, ...] = ()
+    duplicates: Literal["drop", "keep"] = "drop"
+
+    @property
+    def lengths(self) -> Lengths:
+        return Lengths(max_tokens=self.max_tokens, too_long=self.too_long)
+
+
+class TrainSettings(LoopSettings):
+    """`batch_tokens`: of one optimizer step, cut into `accumulation` micro-batches. `evaluate_every` and `save_every`
+    are steps; left out, a tenth of the run. `samples`: prompts to be continued at each evaluation."""
+
+    epochs: float | None = Field(None, gt=0)
+    steps: Count | None = Field(None, gt=0)
+    batch_tokens: Count = Field(8192, gt=0)
+    accumulation: int = Field(1, ge=1)
+    optimizer: OptimizerSettings = OptimizerSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    dtype: DType = "auto"
+    device: str = free("auto")
+    threads: int | None = free(None, gt=0)
+    best: BestSettings | None = None
+    evaluate_every: Count | None = Field(None, gt=0)
+    save_every: Count | None = free(None, gt=0)
+    keep: int = free(2, ge=1)
+    log_every: Count = free(10, gt=0)
+    samples: tuple[str, ...] = free(())
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainSettings:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError(say("give `epochs` or `steps`, one of the two", "`epochs` 与 `steps` 须且只能给一个"))
+        return self
+
+
+class Recipe(Settings):
+    version: Literal[1] = 1
+    seed: int = Field(0, ge=0)
+    model: ModelSettings
+    tokenizer: From | TrainTokenizer = Field(From(**{"from": "model"}), union_mode="left_to_right")
+    data: DataSettings
+    task: TaskSettings
+    train: TrainSettings
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Recipe:
+        """What can be known to be wrong before a single row is read."""
+        from_model = isinstance(self.tokenizer, From) and self.tokenizer.reference == "model"
+        if not isinstance(self.model, From):
+            if from_model:
+                raise ValueError(say("a new model needs a tokenizer: `tokenizer: {train: {…}}` or `{from: …}`",
+                                     "新模型需要分词器：`tokenizer: {train: {…}}` 或 `{from: …}`"))
+            longest = self.model.max_tokens
+            if longest is not None and self.data.max_tokens > longest:
+                raise ValueError(say(
+                    f"data.max_tokens is {self.data.max_tokens}, the model's positions end at {longest}",
+                    f"data.max_tokens 为 {self.data.max_tokens}，而模型的位置只到 {longest}"))
+        elif not from_model:
+            raise ValueError(say("a trained model keeps its tokenizer: take `tokenizer` out",
+                                 "已训练的模型须用自己的分词器：请去掉 `tokenizer`"))
+        if self.train.best is not None and not (self.data.choose.carve or self.data.choose.files):
+            raise ValueError(say("train.best needs rows to choose by: set data.choose.carve",
+                                 "train.best 需要用于选择的数据：请设置 data.choose.carve"))
+        if self.train.samples and self.task.type != "causal_lm":
+            raise ValueError(say("train.samples needs a causal_lm task", "train.samples 只适用于 causal_lm 任务"))
+        return self
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file with `a.b=c` laid over it. Raises RecipeError with all faults."""
+    return parse_recipe(apply_overrides(read_yaml(path), overrides), str(path))
+
+
+def parse_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """A recipe from a mapping. `model.type` is the recipe's word for `model_type`."""
+    model = data.get("model")
+    if isinstance(model, dict) and "type" in model:
+        data = {**data, "model": {"model_type": model["type"], **{k: v for k, v in model.items() if k != "type"}}}
+    return parse(Recipe, data, where)

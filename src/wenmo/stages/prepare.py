@@ -1,0 +1,217 @@
+"""What training and evaluation need before they start: rows, tokenizer, model.
+
+In: a Recipe and a Run. Out: rows with their counts (printed, and adding up), a tokenizer, a model on its device.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wenmo import device as machine
+from wenmo.config import parse
+from wenmo.data.examples import Examples, Mixture
+from wenmo.data.sources import SourceRows, carve_sources, contents, fingerprint, open_sources, stream_rows, without
+from wenmo.errors import DataError, RecipeError, say
+from wenmo.files import sha256, sha256_file
+from wenmo.locate import locate
+from wenmo.modeldir import Opened, check_vocabulary, open_model, open_tokenizer
+from wenmo.models import architecture, check_heads, create
+from wenmo.recipe import From, Recipe, TrainTokenizer
+from wenmo.tasks import Built, Task, create_task
+from wenmo.text import tokenizer_training
+from wenmo.text.counts import Counts, Quarantine
+from wenmo.text.intake import Row, Source
+from wenmo.text.source import SourceSettings
+from wenmo.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Training rows, source by source, and the rows for choosing; no text stands in both."""
+
+    train: list[SourceRows]
+    choose: list[Row]
+
+    def texts(self, columns: Sequence[str]) -> Iterator[str]:
+        for source in self.train:
+            for row in source.rows:
+                yield from (str(row.values[column]) for column in columns)
+
+
+class Corpus:
+    """The sources of a recipe, opened (every file looked at) but not yet read; `facts` are their hashes."""
+
+    def __init__(self, recipe: Recipe, root: Path) -> None:
+        columns, targets = recipe.task.columns, recipe.task.target_columns
+        self.recipe, self.columns = recipe, columns
+        required = (*columns, *targets)
+        self.train = open_sources(recipe.data.train, root, required, ())
+        self.choose = open_sources(recipe.data.choose.files, root, required, ())
+        self.report = open_sources(recipe.data.report, root, columns, targets)
+        self.facts = {f"data.train.{i}": fingerprint(source) for i, source in enumerate(self.train)}
+        self.facts |= {f"data.choose.{i}": fingerprint(source) for i, source in enumerate(self.choose)}
+        self.facts |= {f"data.report.{i}": fingerprint(source) for i, source in enumerate(self.report)}
+
+    def read(self, quarantine: Path) -> Rows:
+        """All rows: printed counts; held-out texts (choose, report) taken out of training."""
+        unique = self.columns if self.recipe.data.duplicates == "drop" else ()
+        train = read_opened(self.train, unique, quarantine)
+        held_out = read_opened(self.choose, unique, quarantine)
+        report = read_opened(self.report, unique, quarantine)
+        for source in (*self.train, *self.choose, *self.report):
+            for found in source.files:
+                _log.info(str(found))
+        for rows in (*train, *held_out):
+            _log.info(str(rows))
+        known = contents((row for rows in (*held_out, *report) for row in rows.rows), self.columns)
+        if known:
+            train = [_leave_out(rows, known, self.columns) for rows in train]
+        choose = [row for rows in held_out for row in rows.rows]
+        if self.recipe.data.choose.carve:
+            train, choose = carve_sources(train, self.recipe.data.choose.carve, self.recipe.seed)
+            _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
+        return Rows(train, choose)
+
+
+def _leave_out(rows: SourceRows, known: set[bytes], columns: tuple[str, ...]) -> SourceRows:
+    kept = without(rows.rows, known, columns)
+    gone = len(rows.rows) - len(kept)
+    if gone:
+        name = rows.source.settings.path
+        _log.info(say(f"{name}: {gone:,} rows left out, since they stand in the held-out files",
+                      f"{name}：{gone:,} 行因出现在留出文件中而剔除"))
+    return SourceRows(rows.source, kept, rows.counts, rows.sha256)
+
+
+def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantine: Path | None) -> list[SourceRows]:
+    """The rows of opened sources, without duplicates among them."""
+    counts = [Counts() for _ in sources]
+    rows: list[list[Row]] = [[] for _ in sources]
+    aside = Quarantine(quarantine) if quarantine is not None and sources else None
+    for number, row in stream_rows(sources, counts, unique_by, aside):
+        rows[number].append(row)
+    return [SourceRows(source, found, count, "") for source, found, count in zip(sources, rows, counts, strict=True)]
+
+
+def rows_of(path: str, columns: tuple[str, ...], *, given: Mapping[str, Any], trained_on: Mapping[str, Any],
+            quarantine: Path | None = None) -> SourceRows:
+    """The rows of a file, for evaluate and predict. `given`: source settings from the command line; without any, the
+    columns are looked for under their standard names, then under those of the training data. DataError otherwise."""
+    tries = [given] if given else [{}, trained_on]
+    for number, options in enumerate(tries):
+        try:
+            [source] = open_sources([parse(SourceSettings, {**options, "path": path}, path)], Path(), columns, ())
+            break
+        except DataError:
+            if number == len(tries) - 1:
+                raise
+    [result] = read_opened([source], (), quarantine)
+    _log.info(str(result))
+    return result
+
+
+def source_card(recipe: Recipe) -> dict[str, Any]:
+    """How the training data called its columns: what stands in wenmo.json so that like files can be read again."""
+    return {name: value for name, value in recipe.data.train[0].model_dump(mode="json").items()
+            if name in ("columns", "header", "separator", "normalize") and value}
+
+
+# Tokenizer, model, task -------------------------------------------------------------------------------
+
+
+def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path) -> Tokenizer:
+    """The model's own tokenizer, an existing one, or one trained on the training rows (kept in the run)."""
+    if isinstance(recipe.model, From):
+        return open_tokenizer(recipe.model.reference)
+    if isinstance(recipe.tokenizer, TrainTokenizer):
+        if (folder / "tokenizer.json").exists():
+            return Tokenizer.load(folder)
+        tokenizer = tokenizer_training.train(list(rows.texts(recipe.task.columns)), recipe.tokenizer.train)
+        folder.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(folder)
+        _log.info(say(f"tokenizer trained: {tokenizer.vocab_size:,} tokens",
+                      f"分词器已训练：{tokenizer.vocab_size:,} 个词元"))
+        return tokenizer
+    return existing_tokenizer(recipe.tokenizer)
+
+
+def existing_tokenizer(reference: From) -> Tokenizer:
+    path = Path(reference.reference)
+    return Tokenizer.load(path if (path / "tokenizer.json").exists() else locate(reference.reference))
+
+
+def model_facts(recipe: Recipe) -> dict[str, str]:
+    """Hashes of what a recipe starts from, so that a resumed run starts from the same."""
+    facts = {}
+    for name, part in (("model", recipe.model), ("tokenizer", recipe.tokenizer)):
+        if isinstance(part, From) and part.reference != "model":
+            path = Path(part.reference)
+            path = path if (path / "tokenizer.json").exists() else locate(part.reference)
+            names = ("config.json", "model.safetensors", "tokenizer.json") if name == "model" else ("tokenizer.json",)
+            files = [path] if path.is_file() else [path / each for each in names if (path / each).exists()]
+            facts[name] = sha256(*(sha256_file(file) for file in files))
+    return facts
+
+
+def model_for(recipe: Recipe, task: Task) -> Opened:
+    """A new model with the task's heads, or the trained one it starts from with these heads."""
+    rng = machine.torch_rng("init", recipe.seed)
+    if isinstance(recipe.model, From):
+        opened = open_model(recipe.model.reference, heads=task.heads, seed=machine.key("init", recipe.seed))
+        longest = opened.max_tokens
+        if longest is not None and recipe.data.max_tokens > longest:
+            raise RecipeError(
+                say(f"data.max_tokens is {recipe.data.max_tokens}, the model's positions end at {longest}",
+                    f"data.max_tokens 为 {recipe.data.max_tokens}，而模型的位置只到 {longest}"),
+                where="data.max_tokens", mend=f"data.max_tokens: {longest}")
+        if opened.initialised:
+            names = ", ".join(opened.initialised)
+            _log.info(say(f"new, to be learned: {names}", f"新初始化、待训练：{names}"))
+        if opened.left_out:
+            _log.info(say(f"not needed for this task, left out: {len(opened.left_out)} tensors",
+                          f"此任务不需要而略去：{len(opened.left_out)} 个张量"))
+        return opened
+    config = recipe.model
+    if config.vocab_size == 0:
+        config = config.model_copy(update={"vocab_size": task.tokenizer.vocab_size})
+    check_vocabulary(task.tokenizer, config.vocab_size, "model.vocab_size")
+    check_heads(architecture(config.model_type, "model.type"), task.heads)
+    return Opened(create(config, task.heads, rng), task.tokenizer)
+
+
+def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows) -> Task:
+    """The task, with its labels and class weights from the training rows."""
+    task = create_task(recipe.task, tokenizer, recipe.data.lengths)
+    return task.fitted(row.values for source in rows.train for row in source.rows)
+
+
+def examples_for(task: Task, rows: Rows, facts: Mapping[str, str], folder: Path,
+                 seed: int) -> tuple[Examples, list[Built]]:
+    """The training examples of all sources, mixed by weight."""
+    held_out = sha256(*sorted(str(sorted(row.values.items())) for row in rows.choose))
+    built = []
+    for number, source in enumerate(rows.train):
+        source_hash = sha256(facts[f"data.train.{number}"], held_out, str(len(source.rows)))
+        built.append(task.build((row.values for row in source.rows), folder, seed + number, source_hash))
+    weighted = [(each.examples, source.source.settings.weight) for each, source in zip(built, rows.train, strict=True)]
+    return Mixture(weighted, seed), built
+
+
+def print_built(built: Sequence[Built]) -> None:
+    """What the rows became: tokens, and how much did not fit."""
+    rows, tokens = sum(each.num_rows for each in built), sum(each.num_tokens for each in built)
+    cut = sum(each.num_rows_cut for each in built)
+    cut_tokens = sum(each.num_tokens_cut for each in built)
+    _log.info(say(f"{rows:,} training rows, {tokens:,} tokens; {cut:,} rows truncated, {cut_tokens:,} tokens cut",
+                  f"训练数据 {rows:,} 行，{tokens:,} 个词元；截断 {cut:,} 行，截去 {cut_tokens:,} 个词元"))
+
+
+def values_of(rows: Iterable[Row]) -> list[Values]:
+    return [row.values for row in rows]

@@ -1,0 +1,225 @@
+"""`wenmo train`: a recipe → a Run with its model. The same command begins, and resumes.
+
+Open the sources, lock the run, read the rows, make tokenizer, task and model, then step after step: log, evaluate,
+keep the best, save. Killed at any moment, the same command goes on from the last checkpoint to the same weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wenmo import device as machine
+from wenmo import golden, modeldir
+from wenmo.config import to_yaml
+from wenmo.data.examples import Examples
+from wenmo.data.loader import Loader
+from wenmo.errors import say
+from wenmo.evaluate.validation import validate
+from wenmo.files import sha256
+from wenmo.generate import Sampling, generate
+from wenmo.modeldir import Opened, save_model, write_into
+from wenmo.recipe import From, Recipe
+from wenmo.stages import prepare
+from wenmo.stages.prepare import Corpus, Rows
+from wenmo.tasks import Task
+from wenmo.text.languages import language_shares
+from wenmo.train import checkpoint, optimizer
+from wenmo.train.best import Best, BestSettings
+from wenmo.train.loop import StepResult, steps
+from wenmo.train.progress import Progress
+from wenmo.train.run import Run, Stopper
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The finished (or interrupted: `exit_code` 75 or 130) run."""
+
+    folder: Path
+    steps: int
+    tokens: int
+    seconds: float
+    metrics: Mapping[str, float]
+    exit_code: int = 0
+
+
+def train(recipe: Recipe, out: Path, *, data_root: Path = Path(".")) -> Trained:
+    """Carries out a recipe in the folder `out`. Raises WenmoError; nothing of an earlier run there is lost."""
+    began = time.monotonic()
+    on = machine.choose(recipe.train.device, recipe.train.dtype, recipe.train.threads)
+    _log.info(str(on))
+    corpus = Corpus(recipe, data_root)
+    facts = {**corpus.facts, **prepare.model_facts(recipe)}
+    with Run.open(out, recipe, facts) as run, Stopper() as stopper:
+        rows = corpus.read(run.folder / "quarantine.jsonl")
+        tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer")
+        task = prepare.task_for(recipe, tokenizer, rows)
+        opened = prepare.model_for(recipe, task)
+        opened.card = _card(recipe, task, rows, facts)
+        return _Training(recipe, run, stopper, on, task, opened, rows, facts, began).carry_out()
+
+
+class _Training:
+    """What the steps of one run share. Only `carry_out` is called from outside."""
+
+    def __init__(self, recipe: Recipe, run: Run, stopper: Stopper, on: machine.Device, task: Task, opened: Opened,
+                 rows: Rows, facts: Mapping[str, str], began: float) -> None:
+        self.recipe, self.run, self.stopper, self.on, self.task, self.opened = recipe, run, stopper, on, task, opened
+        self.rows, self.began = rows, began
+        self.model = opened.model.to(on.device)
+        self.model.compute_dtype = on.dtype
+        settings = recipe.train
+        examples, built = prepare.examples_for(task, rows, facts, run.folder / "shards", recipe.seed)
+        prepare.print_built(built)
+        self.loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
+        self.total_steps = settings.steps or self.loader.total_steps(settings.epochs or 1.0)
+        self.evaluate_every = settings.evaluate_every or max(1, self.total_steps // 10)
+        self.save_every = settings.save_every or max(1, self.total_steps // 10)
+        self.objective = task.objective()
+        self.optimizer = optimizer.build(self.model, settings.optimizer)
+        self.best = Best(settings.best or BestSettings())
+        self.tokens = 0
+        self.metrics: dict[str, float] = {}
+        self.choose: Examples | None = None
+        if rows.choose:
+            values = prepare.values_of(rows.choose)
+            source_hash = sha256("choose", str(recipe.data.choose.carve), *facts.values())
+            self.choose = task.build(values, run.folder / "shards", recipe.seed, source_hash).examples
+
+    def carry_out(self) -> Trained:
+        start = self._resume()
+        if start >= self.total_steps and (self.run.model / "config.json").exists():
+            _log.info(say(f"this run has finished; its model is in {self.run.model}",
+                          f"该训练已完成，模型在 {self.run.model}"))
+            return self._trained(start)
+        settings = self.recipe.train
+        results = steps(self.model, self.optimizer, self.objective, self.loader.batches, schedule=settings.schedule,
+                        total_steps=self.total_steps, settings=settings, device=self.on, seed=self.recipe.seed,
+                        start_step=start)
+        step = start
+        with Progress(self.total_steps) as progress:
+            for result in results:
+                step = result.step
+                self.tokens += result.num_tokens
+                progress.show(result)
+                last = step == self.total_steps
+                if step % settings.log_every == 0 or last or step == 1:
+                    self._log_step(result)
+                if self.choose is not None and (step % self.evaluate_every == 0 or last):
+                    self._evaluate(step)
+                    last = last or (settings.best is not None and self.best.should_stop)
+                if step % self.save_every == 0 or last or self.stopper.exit_code is not None:
+                    self._save(step, finished=last)
+                if self.stopper.exit_code is not None and not last:
+                    return self._trained(step, self.stopper.exit_code)
+                if last:
+                    break
+        self._finish(step)
+        return self._trained(step)
+
+    def _resume(self) -> int:
+        """The number of steps done: 0 in a new run, else those of the last checkpoint, whose state is put back."""
+        found = checkpoint.latest(self.run.checkpoints)
+        if found is None:
+            self.run.rewind(0)
+            return 0
+        saved = checkpoint.load(found, self.model, self.optimizer)
+        self.run.rewind(saved.step)
+        self.tokens = int(saved.state["tokens"])
+        self.best = Best(self.recipe.train.best or BestSettings(), saved.state["best"])
+        _log.info(say(f"goes on from step {saved.step} of {self.total_steps}",
+                      f"从第 {saved.step}/{self.total_steps} 步继续"))
+        if saved.state["finished"]:
+            self.total_steps = saved.step
+        return saved.step
+
+    def _log_step(self, result: StepResult) -> None:
+        self.run.log({
+            "step": result.step, "tokens": self.tokens, "loss": result.loss, "lr": result.lr,
+            "grad_norm": result.grad_norm, "tokens_per_second": result.num_tokens / result.seconds,
+            **({f"{name}_loss": value for name, value in result.terms.items()} if len(result.terms) > 1 else {}),
+            **({"skipped": True} if result.skipped else {}),
+        })
+
+    def _evaluate(self, step: int) -> None:
+        assert self.choose is not None
+        values = prepare.values_of(self.rows.choose)
+        self.metrics = validate(self.model, self.task, self.objective, self.choose, values, self.on)
+        row: dict[str, Any] = {"step": step, "tokens": self.tokens,
+                               **{f"val_{name}": value for name, value in self.metrics.items()}}
+        if self.recipe.train.samples:
+            row["samples"] = self._samples()
+        self.run.log(row)
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        _log.info(say(f"step {step}: validation ", f"第 {step} 步：验证 ") + shown)
+        if self.recipe.train.best is not None and self.best.see(step, self.metrics):
+            save_model(self.run.folder / "best", self.opened)
+
+    def _samples(self) -> list[dict[str, str]]:
+        tokenizer = self.task.tokenizer
+        prompts = [[*self.opened.card["document_start"], *tokenizer.encode(text)] for text in self.recipe.train.samples]
+        sampling = Sampling(max_new_tokens=60, temperature=0.8, top_p=0.95, seed=self.recipe.seed)
+        ends = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})
+        done = generate(self.model, tokenizer, prompts, sampling, ends)
+        return [{"prompt": prompt, "text": completion.text}
+                for prompt, [completion] in zip(self.recipe.train.samples, done, strict=True)]
+
+    def _save(self, step: int, *, finished: bool) -> None:
+        state = {"tokens": self.tokens, "best": self.best.to_dict(), "finished": finished}
+        write_model = partial(write_into, opened=self.opened)
+        checkpoint.save(self.run.checkpoints, step, write_model, self.optimizer, self.model, state)
+        checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())
+
+    def _finish(self, step: int) -> None:
+        """The run's model: the best weights (or the last), with the lineage, scores and golden prompts."""
+        if self.recipe.train.best is not None and (self.run.folder / "best").exists():
+            weights = checkpoint.read_weights(self.run.folder / "best")
+            self.model.load_state_dict(weights, strict=False)
+        self.model.eval()
+        card = self.opened.card
+        card["lineage"] |= {"steps": step, "tokens": self.tokens, "best_step": self.best.step}
+        card["scores"] = {"choose": {"n": len(self.rows.choose), **self._kept_metrics()}} if self.rows.choose else {}
+        self.model.compute_dtype = torch.float32  # as it will be opened
+        card["golden"] = golden.record(self.model, self.task.tokenizer)
+        save_model(self.run.model, self.opened)
+        shutil.rmtree(self.run.folder / "best", ignore_errors=True)
+        _log.info(say("the model is in ", "模型在 ") + str(self.run.model))
+
+    def _kept_metrics(self) -> dict[str, float]:
+        """The logged metrics of the evaluation whose weights were kept."""
+        if self.recipe.train.best is None:
+            return self.metrics
+        return {self.recipe.train.best.metric: self.best.value} if self.best.value is not None else {}
+
+    def _trained(self, step: int, exit_code: int = 0) -> Trained:
+        return Trained(self.run.folder, step, self.tokens, time.monotonic() - self.began, self.metrics, exit_code)
+
+
+def _card(recipe: Recipe, task: Task, rows: Rows, facts: Mapping[str, str]) -> dict[str, Any]:
+    """wenmo.json: what the model is for, and where it came from."""
+    card: dict[str, Any] = {
+        "tasks": {task.name: task.card()},
+        "source": prepare.source_card(recipe),
+        "languages": language_shares(rows.texts(recipe.task.columns)),
+        "lineage": {
+            "parent": {"reference": recipe.model.reference, "sha256": facts["model"]}
+            if isinstance(recipe.model, From) else None,
+            "recipe_sha256": sha256(to_yaml(recipe)), "data_sha256": dict(facts),
+            "tokenizer_sha256": task.tokenizer.sha256, "versions": modeldir.versions(), "seed": recipe.seed,
+        },
+    }
+    if task.name == "causal_lm":
+        prefix, _ = task.tokenizer.wrap([])
+        end = task.tokenizer.eos_id
+        card["document_start"] = prefix or ([] if end is None else [end])
+    return card

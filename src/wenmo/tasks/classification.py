@@ -1,0 +1,161 @@
+"""Classification of a text or a pair of texts into one of several classes.
+
+A row is `text` (or `text_a` and `text_b`) and `label`; labels are names, always strings. The loss is cross-entropy,
+the answer {"label", "scores"}.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from wenmo.config import Fraction, Settings
+from wenmo.data.examples import Rows
+from wenmo.data.sequence import Batch, Sequence
+from wenmo.errors import DataError, RecipeError, say
+from wenmo.metrics import classification_report
+from wenmo.models import LanguageModel
+from wenmo.objectives import Objective, classification, hidden_of
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured
+from wenmo.text.tokenizer import Tokenizer
+
+
+class ClassificationSettings(Settings):
+    """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
+    class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label."""
+
+    type: Literal["classification"] = "classification"
+    labels: tuple[str, ...] | None = None
+    pair: bool = False
+    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    label_smoothing: Fraction = 0.0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("text_a", "text_b") if self.pair else ("text",)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        return ("label",)
+
+
+@dataclass(frozen=True)
+class Classification:
+    settings: ClassificationSettings
+    tokenizer: Tokenizer
+    lengths: Lengths
+    weights: tuple[float, ...] | None = None  # of the classes, once fitted
+
+    name = "classification"
+
+    @cached_property
+    def labels(self) -> dict[str, int]:
+        """label → number of the output."""
+        assert self.settings.labels is not None, "not fitted"
+        return {label: index for index, label in enumerate(self.settings.labels)}
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        return {"classification": len(self.labels)}
+
+    def fitted(self, rows: Iterable[Mapping[str, Any]]) -> Classification:
+        counts = Counter(str(row["label"]) for row in rows)
+        labels = self.settings.labels
+        if labels is None:
+            numeric = all(label.lstrip("-").isdigit() for label in counts)
+            labels = tuple(sorted(counts, key=int if numeric else str))
+        unseen = [label for label in labels if not counts[label]]
+        if unseen:
+            raise RecipeError(
+                say(f"no training row has the label {', '.join(unseen)}", f"训练数据中没有标签 {', '.join(unseen)}"),
+                where="task.labels",
+                mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
+        if len(labels) < 2:
+            raise DataError(
+                say(f"all training rows have the label {labels[0] if labels else '?'}",
+                    f"所有训练数据都是同一标签 {labels[0] if labels else '?'}"), where="label",
+                mend=say("give rows of at least two classes", "请提供至少两个类别的数据"))
+        task = replace(self, settings=self.settings.model_copy(update={"labels": labels}))
+        return replace(task, weights=task._class_weights(counts))
+
+    def _class_weights(self, counts: Counter[str]) -> tuple[float, ...] | None:
+        given = self.settings.class_weights
+        if given is None:
+            return None
+        if given == "balanced":
+            total = sum(counts[label] for label in self.labels)
+            return tuple(total / (len(self.labels) * counts[label]) for label in self.labels)
+        wrong = sorted(set(given) ^ set(self.labels))
+        if wrong:
+            raise RecipeError(
+                say(f"weights and labels differ in {', '.join(wrong)}", f"权重与标签不一致：{', '.join(wrong)}"),
+                where="task.class_weights", mend=say("one weight for each of: ", "为每个标签各给一个权重：")
+                + ", ".join(self.labels))
+        return tuple(given[label] for label in self.labels)
+
+    def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
+        texts = [str(row[column]) for column in self.settings.columns]
+        parts = [self.tokenizer.encode(text) for text in texts]
+        room = self.lengths.max_tokens - self.tokenizer.num_wrapping(self.settings.pair)
+        total = sum(map(len, parts))
+        if len(parts) == 1:
+            parts = [self.lengths.fit(parts[0], room)]
+        elif total > room:
+            # The longer text gives way first, until both are alike (as BERT's own pair truncation).
+            shorter = min(map(len, parts))
+            share = max(room - shorter, room // 2)
+            parts = [self.lengths.fit(part, share if len(part) > room - share else len(part)) for part in parts]
+            parts[1] = parts[1][: room - len(parts[0])]
+        ids, segments = self.tokenizer.wrap(*parts)
+        if not ids:
+            raise DataError(say("a text without a single token", "文本没有任何词元"), where=f"{number}",
+                            mend=say("remove the row", "请删除该行"))
+        tokens = {"ids": np.asarray(ids)}
+        if self.settings.pair and any(segments):
+            tokens["segments"] = np.asarray(segments)
+        values = {"label": self._number(str(row["label"]))} if with_targets else {}
+        return Encoded([Sequence(number, tokens, values)], total - sum(map(len, parts)))
+
+    def _number(self, label: str) -> int:
+        if label not in self.labels:
+            raise DataError(
+                say(f"the label `{label}` was never seen in training", f"标签 `{label}` 在训练中从未出现"),
+                where="label",
+                mend=say("known labels: ", "已知标签：") + ", ".join(self.labels))
+        return self.labels[label]
+
+    def build(self, rows: Iterable[Mapping[str, Any]], folder: Path, seed: int, source_hash: str) -> Built:
+        encoded = [self.encode(number, row, with_targets=True) for number, row in enumerate(rows)]
+        examples = Rows([row.sequences for row in encoded])
+        return Built(examples, len(encoded), int(examples.lengths(0).sum()),
+                     sum(row.cut_tokens > 0 for row in encoded), sum(row.cut_tokens for row in encoded))
+
+    def objective(self) -> Objective:
+        return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing)
+
+    def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
+        flat = batch.text
+        scores_BC = model.classify(hidden_of(model, flat), flat.lengths).float()
+        return list(torch.softmax(scores_BC, dim=-1).cpu().numpy())
+
+    def decode(self, outputs: list[Any]) -> dict[str, Any]:
+        [probabilities_C] = outputs
+        names = list(self.labels)
+        return {"label": names[int(probabilities_C.argmax())],
+                "scores": {name: round(float(p), 6) for name, p in zip(names, probabilities_C, strict=True)}}
+
+    def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
+        labels = [self._number(str(row["label"])) for row in rows]
+        result = classification_report(labels, np.stack([output for [output] in outputs]), list(self.labels), seed)
+        return Measured(len(rows), result["metrics"], result["details"])
+
+    def card(self) -> dict[str, Any]:
+        settings = self.settings.model_dump(mode="json")
+        return {**settings, "labels": list(self.labels), "lengths": self.lengths.model_dump(mode="json")}

@@ -1,0 +1,284 @@
+"""Language modelling: what pre-training learns from plain text, and how surprised a model is by a text.
+
+A row is a document, `text`. Causal: every token from those before it. Masked: 15% of the tokens from both sides
+(BERT's 80/10/10), by words if asked, with next-sentence prediction if asked. The answer to a row is its likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from wenmo.config import Fraction, Settings
+from wenmo.data import shards as token_shards
+from wenmo.data.corruption import IGNORED, mask_tokens, next_sentence, piece_of_another
+from wenmo.data.examples import Chunks
+from wenmo.data.sequence import Batch, Sequence
+from wenmo.data.shards import Shards
+from wenmo.device import numpy_rng
+from wenmo.errors import RecipeError, say
+from wenmo.files import sha256
+from wenmo.metrics import bits_per_byte, bits_per_character, perplexity, wilson
+from wenmo.models import LanguageModel, logits
+from wenmo.objectives import Objective, hidden_of, language_modeling
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured
+from wenmo.text.tokenizer import Tokenizer
+from wenmo.text.words import word_starts
+
+Arrays = dict[str, np.ndarray]
+
+
+class _Documents(Settings):
+    """A row is a document; nothing but its text is needed."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return ("text",)
+
+    @property
+    def target_columns(self) -> tuple[str, ...]:
+        return ()
+
+
+class CausalLMSettings(_Documents):
+    type: Literal["causal_lm"] = "causal_lm"
+    label_smoothing: Fraction = 0.0
+
+
+class MaskedLMSettings(_Documents):
+    """probability: share of tokens to be predicted. whole_word: the tokens of a word together (Chinese words by
+    rjieba). next_sentence: also learn whether the second part follows the first."""
+
+    type: Literal["masked_lm"] = "masked_lm"
+    probability: Fraction = 0.15
+    whole_word: bool = False
+    next_sentence: bool = False
+    label_smoothing: Fraction = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """Of one sequence's predicted tokens: their summed -log P, number, how many were guessed, and their text's size."""
+
+    nll_nats: float
+    num_tokens: int
+    num_right: int
+    num_characters: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    settings: CausalLMSettings | MaskedLMSettings
+    tokenizer: Tokenizer
+    lengths: Lengths
+
+    def __post_init__(self) -> None:
+        if isinstance(self.settings, MaskedLMSettings) and "mask" not in self.tokenizer.control:
+            raise RecipeError(
+                say("masked language modelling needs a tokenizer with a mask token",
+                    "掩码语言模型需要带 mask 词元的分词器"),
+                where="task.type", mend="tokenizer: {train: {type: wordpiece}}")
+
+    @property
+    def name(self) -> str:
+        return self.settings.type
+
+    @property
+    def heads(self) -> Mapping[str, int]:
+        pairs = isinstance(self.settings, MaskedLMSettings) and self.settings.next_sentence
+        return {self.settings.type: 0} | ({"next_sentence": 2} if pairs else {})
+
+    def fitted(self, rows: Iterable[Mapping[str, Any]]) -> LanguageModeling:
+        return self
+
+    # Training -------------------------------------------------------------------------------------------
+
+    def build(self, rows: Iterable[Mapping[str, Any]], folder: Path, seed: int, source_hash: str) -> Built:
+        """Documents → token shards (made once for a corpus and tokenizer) → chunks, corrupted anew each epoch."""
+        words = isinstance(self.settings, MaskedLMSettings) and self.settings.whole_word
+        pairs = isinstance(self.settings, MaskedLMSettings) and self.settings.next_sentence
+        columns: dict[str, Any] = {"ids": token_shards.id_dtype(self.tokenizer.vocab_size)}
+        columns |= {"starts": "uint8"} if words or pairs else {}
+        target = folder / sha256(source_hash, self.tokenizer.sha256, " ".join(columns))[:16]
+        if target.exists():
+            shards = Shards.open(target)
+        else:
+            meta = {"source_sha256": source_hash, "tokenizer_sha256": self.tokenizer.sha256}
+            shards = token_shards.write(target, self._documents(rows, "starts" in columns), columns=columns, meta=meta)
+        extra = 0 if self.settings.type == "causal_lm" else self.tokenizer.num_wrapping(pairs)
+        form = partial(self._form, shards, seed)
+        examples = Chunks(shards, self.lengths.max_tokens - extra, seed, form, extra)
+        return Built(examples, shards.num_documents, shards.num_tokens)
+
+    def _documents(self, rows: Iterable[Mapping[str, Any]], with_starts: bool) -> Iterator[Arrays]:
+        for row in rows:
+            text = str(row["text"])
+            if with_starts:
+                ids, offsets = self.tokenizer.encode_with_offsets(text)
+                arrays = {"ids": np.asarray(ids), "starts": word_starts(text, offsets).astype(np.uint8)}
+            else:
+                arrays = {"ids": np.asarray(self.tokenizer.encode(text))}
+            if len(arrays["ids"]):
+                yield self._bounded(arrays) if self.settings.type == "causal_lm" else arrays
+
+    def _bounded(self, arrays: Arrays) -> Arrays:
+        """A causal document begins with what stands before any text, and ends with end-of-text."""
+        prefix, _ = self.tokenizer.wrap([])
+        end = self.tokenizer.eos_id
+        if end is None:
+            return {**arrays, "ids": np.concatenate([prefix, arrays["ids"]]).astype(np.int64)}
+        return {"ids": np.concatenate([prefix or [end], arrays["ids"], [end]])}
+
+    def _form(self, shards: Shards, seed: int, arrays: Arrays, document: int, start: int, epoch: int) -> list[Sequence]:
+        if isinstance(self.settings, CausalLMSettings):
+            return [Sequence(document, {"ids": arrays["ids"], "targets": _following(arrays["ids"])})]
+        rng = numpy_rng(seed, "corrupt", epoch, document, start)
+        values: dict[str, int | float] = {}
+        second: Arrays | None = None
+        if self.settings.next_sentence:
+            other = partial(_piece, shards, document, rng)
+            arrays, second, values["is_random"] = next_sentence(arrays, other, rng)
+        ids, segments, starts = self._wrapped(arrays, second)
+        corrupted, targets = mask_tokens(
+            ids, rng=rng, mask_id=self._mask_id, vocab_size=self.tokenizer.vocab_size,
+            control_ids=self._control_ids, probability=self.settings.probability,
+            starts=starts if self.settings.whole_word else None)
+        tokens = {"ids": corrupted, "targets": targets}
+        if second is not None:
+            tokens["segments"] = segments
+        return [Sequence(document, tokens, values)]
+
+    @cached_property
+    def _mask_id(self) -> int:
+        return self.tokenizer.control["mask"]
+
+    @cached_property
+    def _control_ids(self) -> tuple[int, ...]:
+        return tuple(sorted(self.tokenizer.control_ids))
+
+    def _wrapped(self, first: Arrays, second: Arrays | None) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """ids with control tokens around them, segments, and (where the shards have them) the beginnings of words."""
+        parts = [first] if second is None else [first, second]
+        ids, segments = self.tokenizer.wrap(*(part["ids"].tolist() for part in parts))
+        if "starts" not in first:
+            return np.asarray(ids), np.asarray(segments), None
+        # Control tokens stand in the same places whatever stands between them: each begins a "word" of its own.
+        starts = np.ones(len(ids), bool)
+        at = 1
+        for part in parts:
+            starts[at : at + len(part["ids"])] = part["starts"]
+            starts[at] = True
+            at += len(part["ids"]) + 1
+        return np.asarray(ids), np.asarray(segments), starts
+
+    def objective(self) -> Objective:
+        pairs = isinstance(self.settings, MaskedLMSettings) and self.settings.next_sentence
+        return language_modeling(next_sentence=pairs, label_smoothing=self.settings.label_smoothing)
+
+    # Measuring ------------------------------------------------------------------------------------------
+
+    def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
+        """A document of any length → windows, in which each token is predicted once.
+
+        Causal: windows of `max_tokens` that overlap by half, so that a token has at least half a window before it
+        (but for the first window's); the document's first token is given. No control tokens are added. Masked:
+        chunks with one fixed corruption, keyed by the row's number.
+        """
+        text = str(row["text"])
+        ids, offsets = self.tokenizer.encode_with_offsets(text)
+        size = [(end - start, len(text[start:end].encode("utf-8"))) for start, end in offsets]
+        if isinstance(self.settings, CausalLMSettings):
+            return Encoded(list(_windows(number, ids, size, self.lengths.max_tokens)))
+        sequences = []
+        room = self.lengths.max_tokens - self.tokenizer.num_wrapping(False)
+        for start in range(0, len(ids), room):
+            wrapped, _ = self.tokenizer.wrap(ids[start : start + room])
+            corrupted, targets = mask_tokens(
+                np.asarray(wrapped), rng=numpy_rng("evaluate", number, start), mask_id=self._mask_id,
+                vocab_size=self.tokenizer.vocab_size, control_ids=self._control_ids,
+                probability=self.settings.probability)
+            sequences.append(Sequence(number, {"ids": corrupted, "targets": targets},
+                                      {"num_characters": 0, "num_bytes": 0}))
+        return Encoded(sequences)
+
+    def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
+        flat = batch.text
+        hidden_MD = hidden_of(model, flat)
+        targets_M = flat.tokens["targets"]
+        learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
+        nll_M = torch.zeros(len(targets_M))
+        right_M = torch.zeros(len(targets_M))
+        for part_X in torch.split(learnt_X, 1024):
+            scores_XV = logits(model, hidden_MD[part_X])
+            nll_M[part_X.cpu()] = F.cross_entropy(scores_XV, targets_M[part_X], reduction="none").cpu()
+            right_M[part_X.cpu()] = (scores_XV.argmax(1) == targets_M[part_X]).float().cpu()
+        counted_M = (targets_M != IGNORED).cpu()
+        results = []
+        parts = [torch.split(each_M, list(flat.lengths)) for each_M in (nll_M, right_M, counted_M)]
+        for i, (nll, right, counted) in enumerate(zip(*parts, strict=True)):
+            size = (int(flat.values["num_characters"][i]), int(flat.values["num_bytes"][i]))
+            results.append(Likelihood(float(nll.double().sum()), int(counted.sum()), int(right.sum()), *size))
+        return results
+
+    def decode(self, outputs: list[Any]) -> dict[str, Any]:
+        nll, tokens = sum(output.nll_nats for output in outputs), sum(output.num_tokens for output in outputs)
+        return {"log_likelihood": -nll, "tokens": tokens, "perplexity": math.exp(nll / tokens) if tokens else None}
+
+    def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
+        """Perplexity per predicted token; for causal models also bits per byte and per character of their text.
+
+        The interval resamples documents, or windows where one long document is all there is.
+        """
+        groups = outputs if len(outputs) >= 20 else [[window] for windows in outputs for window in windows]
+        groups = [group for group in groups if sum(o.num_tokens for o in group)]
+
+        def sums(name: str) -> np.ndarray:
+            return np.asarray([sum(getattr(output, name) for output in group) for group in groups], float)
+
+        nll, tokens = sums("nll_nats"), sums("num_tokens")
+        metrics = {"perplexity": perplexity(nll, tokens, seed)}
+        if isinstance(self.settings, CausalLMSettings):
+            metrics["bits_per_character"] = bits_per_character(nll, sums("num_characters"), seed)
+            metrics["bits_per_byte"] = bits_per_byte(nll, sums("num_bytes"), seed)
+        else:
+            metrics["masked_accuracy"] = wilson(float(sums("num_right").sum()), float(tokens.sum()))
+        details = {"tokens": int(tokens.sum()), "windows": sum(map(len, outputs)),
+                   "characters": int(sums("num_characters").sum()), "bytes": int(sums("num_bytes").sum())}
+        return Measured(len(rows), metrics, details)
+
+    def card(self) -> dict[str, Any]:
+        return {**self.settings.model_dump(mode="json"), "lengths": self.lengths.model_dump(mode="json")}
+
+
+def _following(ids: np.ndarray) -> np.ndarray:
+    """What each position has to predict: the next token; nothing at the last."""
+    return np.append(ids[1:].astype(np.int64), IGNORED)
+
+
+def _piece(shards: Shards, document: int, rng: np.random.Generator, num_tokens: int) -> Arrays:
+    return piece_of_another(shards, document, num_tokens, rng)
+
+
+def _windows(number: int, ids: list[int], size: list[tuple[int, int]], max_tokens: int) -> Iterator[Sequence]:
+    done = 1  # tokens before it are predicted already, or given
+    for start in range(0, max(len(ids) - 1, 1), max_tokens // 2):
+        window = np.asarray(ids[start : start + max_tokens])
+        targets = _following(window)
+        targets[: done - start - 1] = IGNORED
+        end = start + len(window)
+        new = size[done:end]
+        if len(window):
+            yield Sequence(number, {"ids": window, "targets": targets},
+                           {"num_characters": sum(c for c, _ in new), "num_bytes": sum(b for _, b in new)})
+        done = end
+        if end == len(ids):
+            break

@@ -1,0 +1,255 @@
+"""Chat: messages → ids, and which of them the assistant wrote.
+
+In: messages as `{"role", "content"}`, and a tokenizer with a chat template. Out: the ids a model was trained to see.
+For conversations that hold no control strings they equal transformers' `apply_chat_template(tokenize=True)`.
+
+Text that is data never becomes control, here either. Before the template renders, every control string inside a
+message gives way to a mark made from a nonce: digits, which no filter of a template alters. The rendered text is
+split at the control strings that are left, which only the template can have written; then the marks become what they
+stood for, as text. A mark also fences off content that begins or ends with a part of a control string, so that
+content and template cannot spell one together.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wenmo.errors import DataError, TokenizerError, say
+from wenmo.text.template import render_template
+from wenmo.text.tokenizer import Tokenizer
+
+Message = Mapping[str, Any]
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+# The template of tokenizers trained here. <|endoftext|> is not part of it: it ends documents.
+CHATML = """\
+{%- for message in messages %}
+{{- '<|im_start|>' + message['role'] + '\\n' }}
+{%- if message['role'] == 'assistant' %}
+{%- generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
+{%- else %}{{ message['content'] + '<|im_end|>' }}
+{%- endif %}
+{{- '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
+
+
+def render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
+    """The ids of a conversation; with `add_generation_prompt`, up to where the assistant is to begin.
+
+    Raises DataError for messages that are none or that the template objects to, TokenizerError without a working
+    template.
+    """
+    marks = _Marks(tokenizer)
+    safe = [marks.defused(message) for message in _checked(messages)]
+    pieces = marks.pieces(_rendered(tokenizer, safe, add_generation_prompt))
+    return tokenizer.encode_pieces([piece.value for piece in pieces])[0]
+
+
+def render_with_mask(
+    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
+) -> tuple[list[int], list[bool]]:
+    """The ids of `render`, and for each whether it is the assistant's: what a model is to learn to write.
+
+    The template's {% generation %} blocks say so. Where it has none, it is the content of the assistant's messages
+    (`reasoning_content` too) and the control token that follows. Raises TokenizerError for a template that
+    rewrites what the assistant says so that it cannot be found again.
+    """
+    marks = _Marks(tokenizer)
+    safe = [marks.defused(message) for message in _checked(messages)]
+    plain = _rendered(tokenizer, safe, add_generation_prompt)
+    fences = marks.start, marks.end
+    fenced = _rendered(tokenizer, safe, add_generation_prompt, fences)
+    closes = fenced == plain
+    if closes and any(message["role"] == "assistant" for message in safe):
+        attempts = ([_fenced(message, fences, within) for message in safe] for within in (False, True))
+        renderings = (_rendered(tokenizer, attempt, add_generation_prompt) for attempt in attempts)
+        fenced = next((text for text in renderings if marks.without_fences(text) == plain), "")
+        if not fenced:
+            raise _untraceable()
+    pieces = marks.pieces(fenced)
+    if closes:
+        pieces = _with_closing(pieces)
+    ids, sources = tokenizer.encode_pieces([piece.value for piece in pieces])
+    return ids, [pieces[source].assistant for source in sources]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A text, or a control token's id; `assistant`: whether the assistant wrote it."""
+
+    value: str | int
+    assistant: bool
+
+
+class _Marks:
+    """The marks of one rendering: a nonce nobody can have guessed, then six digits that say what it stands for."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._nonce = "".join(secrets.choice("0123456789") for _ in range(40))
+        self._ids = tokenizer.control_strings
+        self._control = tokenizer.control_pattern
+        self._texts = list(self._ids)
+        self._numbers = {text: number for number, text in enumerate(self._texts)}
+        self._fence, self.start, self.end = (f"{self._nonce}{number}" for number in (999997, 999998, 999999))
+
+    def defused(self, value: Any) -> Any:
+        """`value` with marks for the control strings in all its texts, however deep; roles stay."""
+        if isinstance(value, str):
+            return self._fenced_off(self._control.sub(lambda found: self._mark(found[0]), value))
+        if isinstance(value, Mapping):
+            return {key: item if key == "role" else self.defused(item) for key, item in value.items()}
+        return [self.defused(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    def _mark(self, text: str) -> str:
+        return f"{self._nonce}{self._numbers[text]:06d}"
+
+    def _fenced_off(self, text: str) -> str:
+        """A fence where a control string could go on, inside the spaces that a template may trim."""
+        core = text.strip()
+        before = after = ""
+        for control in self._texts:
+            if core and any(core.startswith(control[i:]) or control[i:].startswith(core)
+                            for i in range(1, len(control))):
+                before = self._fence
+            if core and any(core.endswith(control[:i]) or control[:i].endswith(core)
+                            for i in range(1, len(control))):
+                after = self._fence
+        place = text.find(core)
+        return text[:place] + before + core + after + text[place + len(core):]
+
+    def pieces(self, rendered: str) -> list[_Piece]:
+        """The rendered text, split at its control strings and at the assistant's borders, the marks undone."""
+        pieces: list[_Piece] = []
+        text, assistant = "", False
+        place = 0
+        pattern = re.compile(f"{self._nonce}([0-9]{{6}})|(?:{self._control.pattern})")
+        for found in pattern.finditer(rendered):
+            text += rendered[place:found.start()]
+            place = found.end()
+            number = int(found[1]) if found[1] else -1
+            if 0 <= number < len(self._texts):
+                text += self._texts[number]
+            elif found[0] != self._fence:
+                pieces.append(_Piece(text, assistant))
+                text = ""
+                if number < 0:
+                    pieces.append(_Piece(self._ids[found[0]], assistant))
+                else:
+                    assistant = found[0] == self.start
+        pieces.append(_Piece(text + rendered[place:], assistant))
+        return [piece for piece in pieces if piece.value != ""]
+
+    def without_fences(self, rendered: str) -> str:
+        return rendered.replace(self.start, "").replace(self.end, "")
+
+
+def _rendered(
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], add_generation_prompt: bool,
+    fences: tuple[str, str] = ("", ""),
+) -> str:
+    if tokenizer.chat_template is None:
+        raise TokenizerError(
+            say("this tokenizer has no chat template", "该分词器没有对话模板"),
+            mend=say("use the tokenizer of a chat model, or give it one (chat_template.jinja)",
+                     "请使用对话模型的分词器，或为其提供 chat_template.jinja"),
+        )
+    names = {f"{role}_token": tokenizer.token(id) for role, id in tokenizer.control.items()}
+    values = {**names, "messages": messages, "tools": None, "documents": None,
+              "add_generation_prompt": add_generation_prompt}
+    return render_template(tokenizer.chat_template, values, fences)
+
+
+# The assistant's part ---------------------------------------------------------------------------------
+
+
+def _fenced(message: dict[str, Any], fences: tuple[str, str], within: bool) -> dict[str, Any]:
+    """An assistant's message with fences around what it says, `within` or outside the spaces around that."""
+    if message["role"] != "assistant":
+        return message
+    changed: dict[str, Any] = {}
+    for key in {"content", "reasoning_content"} & message.keys():
+        value = message[key]
+        if isinstance(value, str):
+            changed[key] = _between(value, fences, within)
+        elif isinstance(value, list):
+            changed[key] = [{**part, "text": _between(part["text"], fences, within)} if "text" in part else part
+                            for part in value]
+    return {**message, **changed}
+
+
+def _between(text: str, fences: tuple[str, str], within: bool) -> str:
+    core = text.strip() if within else text
+    if not core.strip():
+        return text  # a template may ask whether there is any content
+    before, after = text.split(core, 1)
+    return f"{before}{fences[0]}{core}{fences[1]}{after}"
+
+
+def _with_closing(pieces: list[_Piece]) -> list[_Piece]:
+    """With the control token after the assistant's words, and spaces between them, taken for the assistant's."""
+    result: list[_Piece] = []
+    for i, piece in enumerate(pieces):
+        after = result and result[-1].assistant and not isinstance(result[-1].value, int)
+        spaces = isinstance(piece.value, str) and not piece.value.strip()
+        closes = isinstance(piece.value, int) or (
+            spaces and i + 1 < len(pieces) and isinstance(pieces[i + 1].value, int))
+        result.append(_Piece(piece.value, piece.assistant or bool(after and closes)))
+    return result
+
+
+def _untraceable() -> TokenizerError:
+    return TokenizerError(
+        say("the chat template rewrites what the assistant says, so that its tokens cannot be told apart",
+            "对话模板改写了助手的话，无法分辨哪些词元出自助手"),
+        where="chat_template.jinja",
+        mend=say("put {% generation %} and {% endgeneration %} around it in the template",
+                 "请在模板中用 {% generation %} 和 {% endgeneration %} 把它括起来"),
+    )
+
+
+# Messages ---------------------------------------------------------------------------------------------
+
+
+def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Plain copies, without the keys whose value is None. Raises DataError for the first that is no message."""
+    if not isinstance(messages, (list, tuple)) or not messages:
+        raise _not_messages("messages", say("a conversation is a list of messages", "对话应为消息列表"))
+    checked = []
+    for i, message in enumerate(messages):
+        where = f"messages[{i}]"
+        if not isinstance(message, Mapping):
+            raise _not_messages(where, say(f"a message is a mapping, not {type(message).__name__}",
+                                           f"消息应为映射，而不是 {type(message).__name__}"))
+        plain = {key: _plain(value, f"{where}.{key}") for key, value in message.items() if value is not None}
+        if plain.get("role") not in ROLES:
+            raise _not_messages(f"{where}.role", say(f"no such role: {plain.get('role')!r}",
+                                                     f"没有这种角色：{plain.get('role')!r}"))
+        content = plain.get("content")
+        parts = isinstance(content, list) and all(
+            isinstance(part, dict) and isinstance(part.get("text", ""), str) for part in content)
+        if not (isinstance(content, str) or parts or (content is None and plain.get("tool_calls"))):
+            raise _not_messages(f"{where}.content", say("the content is not a text", "内容不是文本"))
+        checked.append(plain)
+    return checked
+
+
+def _plain(value: Any, where: str) -> Any:
+    """JSON values of Python's own types: a template must not meet objects with methods."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping) and all(type(key) is str for key in value):
+        return {key: _plain(item, where) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, where) for item in value]
+    raise _not_messages(where, say(f"{type(value).__name__} is no JSON value", f"{type(value).__name__} 不是 JSON 值"))
+
+
+def _not_messages(where: str, what: str) -> DataError:
+    return DataError(what, where=where, mend=say(
+        f'write {{"role": …, "content": text}} with one of the roles {", ".join(ROLES)}',
+        f'写成 {{"role": …, "content": 文本}}，角色为 {"、".join(ROLES)} 之一'))

@@ -1,0 +1,68 @@
+"""Which evaluation was the best, and when to stop.
+
+In: (step, metrics) after each evaluation. Out: whether these are the best weights so far, and whether the patience
+is at its end. The state is a plain dict inside the checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wenmo.config import Settings, free
+from wenmo.errors import RecipeError, say
+
+LOWER_IS_BETTER = {"loss", "perplexity", "ece", "brier", "mae", "mse", "rmse", "cer", "wer"}
+
+
+class BestSettings(Settings):
+    """`metric` chooses the weights; `patience` ends the run after so many evaluations without a better one."""
+
+    metric: str = "loss"
+    patience: int | None = free(None, ge=1)
+
+
+class Best:
+    """`step` and `value` of the best evaluation; `num_since` evaluations have come after it."""
+
+    def __init__(self, settings: BestSettings, state: Mapping[str, Any] | None = None) -> None:
+        self.settings = settings
+        self.step: int | None = None
+        self.value: float | None = None
+        self.num_since = 0
+        if state is not None:
+            self.step, self.value, self.num_since = state["step"], state["value"], state["num_since"]
+
+    def see(self, step: int, metrics: Mapping[str, float]) -> bool:
+        """True when these are the best so far; a tie keeps the earlier, NaN is never best.
+
+        RecipeError for a metric that was not measured.
+        """
+        name = self.settings.metric
+        if name not in metrics:
+            raise RecipeError(
+                say(f"there is no metric `{name}` here", f"这里没有指标 `{name}`"), where="train.best.metric",
+                mend=say("choose one of: ", "可选：") + ", ".join(sorted(metrics)),
+            )
+        value = float(metrics[name])
+        if self.value is None:
+            better = value == value
+        else:
+            better = value < self.value if lower_is_better(name) else value > self.value
+        if better:
+            self.step, self.value, self.num_since = step, value, 0
+        else:
+            self.num_since += 1
+        return better
+
+    @property
+    def should_stop(self) -> bool:
+        return self.settings.patience is not None and self.num_since >= self.settings.patience
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "value": self.value, "num_since": self.num_since}
+
+
+def lower_is_better(metric: str) -> bool:
+    """By the last word of the name: `loss`, `mlm_loss` and `val_perplexity` want to be low, all others high."""
+    return metric.rsplit("_", 1)[-1] in LOWER_IS_BETTER

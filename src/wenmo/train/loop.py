@@ -1,0 +1,208 @@
+"""The training loop: the only one. A generator; the caller logs, evaluates and saves between two steps.
+
+In: a model, an optimizer, an Objective, and `batches(step)` → the micro-batches of that step. Out: one StepResult a
+step, the weights changed in place.
+
+A step is a pure function of the weights, the optimizer's state and (seed, step). Dropout draws from
+key(seed, "forward", step, micro-batch), so a resumed run draws what the first would have drawn. Each term is
+divided by its count over all micro-batches of the step, so that cutting a step into slices changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from wenmo.config import Settings
+from wenmo.data.sequence import Batch
+from wenmo.device import Device, key
+from wenmo.errors import NumericsError, say
+from wenmo.objectives import Objective, Term
+from wenmo.train.schedule import ScheduleSettings, lr_factor
+
+MAX_ROWS_SHOWN = 20
+
+
+class LoopSettings(Settings):
+    """`clip`: the largest gradient norm, null for none. `non_finite`: what a step with NaN or infinity does."""
+
+    clip: float | None = Field(1.0, gt=0)
+    non_finite: Literal["stop", "skip"] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """`step` counts the steps done, from 1. `terms` are means over the step, before their weights.
+
+    `grad_norm` is the norm before clipping. A skipped step left weights and optimizer as they were.
+    """
+
+    step: int
+    loss: float
+    terms: Mapping[str, float]
+    lr: float
+    grad_norm: float
+    num_tokens: int
+    seconds: float
+    skipped: bool = False
+
+
+def steps(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    batches: Callable[[int], list[Batch]],
+    *,
+    schedule: ScheduleSettings,
+    total_steps: int,
+    settings: LoopSettings,
+    device: Device,
+    seed: int,
+    start_step: int = 0,
+) -> Iterator[StepResult]:
+    """Carries out the steps start_step … total_steps - 1; `batches` is asked with these numbers.
+
+    The caller may evaluate between two steps: the model is put into training mode at each. torch's global random
+    state is set anew for every micro-batch. Raises NumericsError under `non_finite: stop`; the weights and the
+    optimizer are then those of the step before.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad(set_to_none=True)
+    for n in range(start_step, total_steps):
+        began = time.perf_counter()
+        model.train()
+        step = _Step(model, objective, batches(n), device, seed, n)
+        parts = step.backward()
+
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        means = step.means(parts)
+        loss = sum((part.weight * part.sum / step.totals[part.name] for part in parts), 0.0)
+        finite = math.isfinite(loss) and math.isfinite(grad_norm)
+        if not finite and settings.non_finite == "stop":
+            error = step.non_finite(parts)
+            optimizer.zero_grad(set_to_none=True)
+            raise error
+
+        factor = lr_factor(schedule, n, total_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
+        if finite:
+            if settings.clip is not None and grad_norm > settings.clip:
+                torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, torch.tensor(grad_norm))
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        yield StepResult(
+            step=n + 1, loss=loss, terms=means, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm,
+            num_tokens=sum(batch.num_tokens for batch in step.micro),
+            seconds=time.perf_counter() - began, skipped=not finite,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One term of one micro-batch, as a number."""
+
+    micro: int
+    name: str
+    weight: float
+    sum: float
+
+
+class _Step:
+    """The forward and backward of one step over its micro-batches; it can be done again to find a fault."""
+
+    def __init__(
+        self, model: nn.Module, objective: Objective, micro: list[Batch], device: Device, seed: int, n: int
+    ) -> None:
+        self.model, self.objective, self.micro = model, objective, micro
+        self.device, self.seed, self.n = device, seed, n
+        self.totals: dict[str, float] = {}
+        for batch in micro:
+            for name, count in objective.counts(batch).items():
+                self.totals[name] = self.totals.get(name, 0) + count
+
+    def terms(self, i: int) -> list[Term]:
+        """The terms of micro-batch i that count something in this step; the same at every call."""
+        torch.manual_seed(key(self.seed, "forward", self.n, i))
+        terms = self.objective.terms(self.model, self.micro[i].to(self.device.device))
+        return [term for term in terms if self.totals[term.name] > 0]
+
+    def backward(self) -> list[_Part]:
+        """Adds the gradient of the step's loss to the parameters. The numbers come over from the device at once."""
+        found: list[tuple[int, Term]] = []
+        for i in range(len(self.micro)):
+            terms = self.terms(i)
+            self._backward(terms)
+            found += [(i, Term(term.name, term.sum.detach(), term.weight)) for term in terms]
+        sums = torch.stack([term.sum.float() for _, term in found]).tolist() if found else []
+        return [_Part(i, t.name, t.weight, value) for (i, t), value in zip(found, sums, strict=True)]
+
+    def _backward(self, terms: list[Term]) -> None:
+        shares = [term.weight * (term.sum / self.totals[term.name]) for term in terms]
+        shares = [share for share in shares if share.requires_grad]
+        if shares:
+            torch.autograd.backward(sum(shares[1:], shares[0]))
+
+    def means(self, parts: list[_Part]) -> dict[str, float]:
+        means: dict[str, float] = {}
+        for part in parts:
+            means[part.name] = means.get(part.name, 0.0) + part.sum / self.totals[part.name]
+        return means
+
+    # Finding a fault --------------------------------------------------------------------------------------
+
+    def non_finite(self, parts: list[_Part]) -> NumericsError:
+        """The error that names the first term, micro-batch and parameter that are not finite."""
+        for part in parts:
+            if not math.isfinite(part.sum):
+                return self._error(part.micro, say(f"the term `{part.name}` is {part.sum}",
+                                                   f"损失项 `{part.name}` 为 {part.sum}"))
+        for i in range(len(self.micro)):
+            for t, term in enumerate(self.terms(i)):
+                self.model.zero_grad(set_to_none=True)
+                self._backward([self.terms(i)[t]])
+                for name, parameter in self.model.named_parameters():
+                    if parameter.grad is not None and not _is_finite(parameter.grad):
+                        return self._error(i, say(
+                            f"the gradient of `{name}` from the term `{term.name}` is not finite",
+                            f"损失项 `{term.name}` 对 `{name}` 的梯度不是有限数",
+                        ))
+        return self._error(None, say("the sum over the micro-batches, or the gradient norm, overflows",
+                                     "各微批之和或梯度范数溢出"))
+
+    def _error(self, i: int | None, fault: str) -> NumericsError:
+        batches = self.micro if i is None else [self.micro[i]]
+        rows: dict[str, list[int]] = {}
+        for batch in batches:
+            for role, flat in batch.roles.items():
+                rows.setdefault(role, []).extend(flat.rows)
+        part = "" if i is None else say(f"micro-batch {i + 1} of {len(self.micro)}, ",
+                                        f"微批 {i + 1}/{len(self.micro)}，")
+        return NumericsError(
+            say(f"step {self.n + 1}: {fault}; the weights were left as they were",
+                f"第 {self.n + 1} 步：{fault}；权重保持原样"),
+            where=part + "; ".join(f"{role}: {_shown(numbers)}" for role, numbers in rows.items()),
+            mend=say("look at these rows; lower train.optimizer.lr; use train.dtype=fp32; or leave such steps out "
+                     "with train.non_finite=skip",
+                     "检查这些行；降低 train.optimizer.lr；使用 train.dtype=fp32；"
+                     "或用 train.non_finite=skip 跳过这类步"),
+        )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
+
+
+def _shown(rows: list[int]) -> str:
+    unique = sorted(set(rows))
+    text = say("rows ", "行 ") + ", ".join(map(str, unique[:MAX_ROWS_SHOWN]))
+    more = len(unique) - MAX_ROWS_SHOWN
+    return text + (say(f" and {more} more", f" 等，另有 {more} 行") if more > 0 else "")
