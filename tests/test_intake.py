@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import gzip
 import json
 import lzma
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 from wenmo.config import parse
 from wenmo.errors import DataError, RecipeError
+from wenmo.text import formats
 from wenmo.text.encoding import detect
 from wenmo.text.intake import Counts, NormalizeSettings, Quarantine, SourceSettings, open_source, read_rows
 from wenmo.text.normalize import normalizer
@@ -25,6 +27,11 @@ per_example = settings(max_examples=60, deadline=None, suppress_health_check=[He
 
 REVIEW = "这家酒店的房间很大，服务也不错，早餐一般。下次来还会住，可以推荐给大家！"
 TRADITIONAL = "這家酒店的房間很大，服務也不錯，早餐一般。下次來還會住，可以推薦給大家！"
+
+
+@pytest.fixture(autouse=True)
+def english(monkeypatch):
+    monkeypatch.setenv("WENMO_LANG", "en")
 
 
 def put(folder: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> Path:
@@ -88,6 +95,17 @@ def test_other_encodings_are_refused_with_the_offset(tmp_path, text, encoding):
     assert "encoding:" in error.value.mend
     if encoding in ("big5", "latin-1"):
         assert texts(read(tmp_path, "a.txt", encoding=encoding)[0])[1:] == text.splitlines()
+
+
+def test_a_gb18030_byte_order_mark_is_no_text(tmp_path):
+    put(tmp_path, "a.txt", f"\ufeff{REVIEW}\n{REVIEW}", "gb18030")
+    assert texts(read(tmp_path, "a.txt")[0]) == [REVIEW, REVIEW]
+
+
+def test_two_encodings_in_one_file_are_refused(tmp_path):
+    path = put(tmp_path, "a.txt", b"\n".join(["服务很好".encode(), REVIEW.encode("gbk")] * 5))
+    with pytest.raises(DataError, match="neither"):
+        detect(path)
 
 
 @pytest.mark.parametrize("mark", ["\ufeff好".encode("utf-16"), b"PK\x03\x04\xff\xfe\x80", gzip.compress(b"text")])
@@ -224,12 +242,14 @@ def test_columns_by_number_and_separators(tmp_path):
     put(tmp_path, "b.txt", "7_!_一\n8_!_二\n")
     rows, *_ = read(tmp_path, "b.txt", format="tsv", separator="_!_", header=False, columns={"text": 1})
     assert texts(rows) == ["一", "二"]
-    put(tmp_path, "c.csv", ";text;\n0;一;1\n")  # columns without a name
+    put(tmp_path, "c.csv", "; text;\n0;一;1\n")  # columns without a name, or with a space
     rows, *_ = read(tmp_path, "c.csv", separator=";", columns={"label": 2})
     assert rows[0].values == {"text": "一", "label": "1"}
 
 
-def test_globs_are_read_in_order_and_constants_are_added(tmp_path):
+def test_globs_are_read_in_order_and_constants_are_added(tmp_path, monkeypatch):
+    listed = glob.glob
+    monkeypatch.setattr(glob, "glob", lambda *args, **keys: sorted(listed(*args, **keys), reverse=True))
     (tmp_path / "sub").mkdir()
     for name in ("sub/b.txt", "sub/a.txt.gz", "sub/c[1].txt"):
         put(tmp_path, name, name)
@@ -237,6 +257,38 @@ def test_globs_are_read_in_order_and_constants_are_added(tmp_path):
     assert texts(rows) == [row.file for row in rows] == ["sub/a.txt.gz", "sub/b.txt", "sub/c[1].txt"]
     assert {row.values["label"] for row in rows} == {"novel"}
     assert texts(read(tmp_path, "sub/c[1].txt")[0]) == ["sub/c[1].txt"]
+
+
+@per_example
+@given(st.lists(st.fixed_dictionaries({"text": st.text("好a\"\\ [{,"), "label": st.integers() | st.lists(st.none())})),
+       st.integers(1, 9), st.sampled_from([None, 1]))  # fmt: skip
+def test_json_arrays_are_read_piece_by_piece(tmp_path, monkeypatch, objects, piece, indent):
+    monkeypatch.setattr(formats, "_JSON_CHARACTERS", piece)
+    objects = [{"text": "首"}, *objects]
+    content = json.dumps(objects, ensure_ascii=False, indent=indent)
+    put(tmp_path, "a.json", content)
+    rows, *_ = read(tmp_path, "a.json")
+    assert [row.number for row in rows] == [n for n, row in enumerate(objects, 1) if row["text"].strip()]
+    assert [row.values for row in rows] == [row for row in objects if row["text"].strip()]
+    (tmp_path / "bad.quarantine").unlink(missing_ok=True)
+    put(tmp_path, "a.json", content[:-1])
+    with pytest.raises(DataError) as error:
+        read(tmp_path, "a.json")
+    assert error.value.where.endswith(f":{content.count(chr(10)) + 1}")
+
+
+def test_null_and_nan_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = [{"text": "一", "label": 1.0}, {"text": "二", "label": float("nan")}, {"text": None, "label": 0.0}]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    got, counts, [bad], _ = read(tmp_path, "a.parquet")
+    assert [row.values for row in got] == [{"text": "一", "label": 1.0}, {"text": "二"}]
+    assert bad["number"] == 3
+    (tmp_path / "bad.quarantine").unlink()
+    _, counts, *_ = read(tmp_path, "a.parquet", required=("text", "label"), optional=())
+    assert counts.quarantined == 2
 
 
 def test_lists_of_strings_are_joined_only_when_asked(tmp_path):
@@ -260,8 +312,8 @@ def test_limit_cuts_good_rows_only(tmp_path):
     ("a.csv", "text,label\n一,1\n二,1,x\n三\n,1\n  ,1\n四\0,1\n五,\n", "一五", [3, 4, 5, 6, 7]),
     ("a.tsv", "text\tlabel\n一\t1\n二\t1\tx\n三\n\t1\n\"四\t1\n", "一\"四", [3, 4, 5]),
     ("a.jsonl", '{"text":"一"}\n{"text":"二"\n[1]\n{"text":null}\n{"txt":"三"}\n{"text":" "}\n{"text":"\\ud800"}\n'
-                '{"text":"a\\u0000"}\n{"text":["四"]}\n{"text":NaN}\n{"text":"\\ud83d\\ude00"}\n' + "[" * 99_999 + "\n",
-     "一😀", [2, 3, 4, 5, 6, 7, 8, 9, 10, 12]),
+                '{"text":"a\\u0000"}\n{"text":["四"]}\n{"text":NaN}\n{"text":"\\ud83d\\ude00"}\n'
+                '{"text":"五","label":NaN}\n' + "[" * 99_999 + "\n", "一😀", [2, 3, 4, 5, 6, 7, 8, 9, 10, 12, 13]),
     ("a.json", '[{"text":"一"}, 1, {"text":""}, {}, {"text":"二"}]', "一二", [2, 3, 4]),
     ("a.txt", "一\n\0\n二", "一二", [2]),
 ])  # fmt: skip
@@ -318,7 +370,6 @@ def test_reading_again_adds_nothing_to_the_quarantine(tmp_path):
 def test_the_line_of_counts(monkeypatch):
     counts = Counts(read=35123, kept=17410, quarantined=3, duplicate=17710)
     counts.check()
-    monkeypatch.setenv("WENMO_LANG", "en")
     assert counts.line("reviews.csv") == (
         "reviews.csv: 35,123 rows in · 17,410 kept · 0 cut · 3 quarantined · 17,710 duplicate"
     )
@@ -350,8 +401,7 @@ def test_the_line_of_counts(monkeypatch):
     ("a.docx", "x", {}, ("unknown extension `.docx`", ".jsonl")),
     ("a.parquet", "no parquet", {}, ("not a readable Parquet", "a.parquet")),
 ])  # fmt: skip
-def test_faults_of_a_file(tmp_path, monkeypatch, name, content, keys, says):
-    monkeypatch.setenv("WENMO_LANG", "en")
+def test_faults_of_a_file(tmp_path, name, content, keys, says):
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow")
     put(tmp_path, name, content)
@@ -376,11 +426,10 @@ def test_settings_that_would_do_nothing_are_refused(tmp_path, keys):
         read(tmp_path, **{"path": "a.csv", **keys})
 
 
-def test_what_was_found_can_be_printed(tmp_path, monkeypatch):
-    monkeypatch.setenv("WENMO_LANG", "en")
+def test_what_was_found_can_be_printed(tmp_path):
     put(tmp_path, "a.csv.gz", f"cat,review\nx,{REVIEW}\n", "gbk")
     found = open_source(SourceSettings(path="a.csv.gz", columns={"text": "review"}), tmp_path).files[0]
-    assert str(found) == "a.csv.gz: csv, gz, gb18030, columns cat · review (text ← 1)"
+    assert str(found) == "a.csv.gz: csv, gz, gb18030, columns cat · review (text ← review)"
 
 
 # Real files -------------------------------------------------------------------------------------------

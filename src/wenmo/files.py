@@ -34,6 +34,9 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EACCES: say("choose a folder that you may write to", "请选择可写的文件夹"),
             errno.EPERM: say("choose a folder that you may write to", "请选择可写的文件夹"),
             errno.EROFS: say("choose a folder on a writable disk", "请选择可写磁盘上的文件夹"),
+            errno.EFBIG: say("raise the limit on file sizes (ulimit -f)", "请提高文件大小上限（ulimit -f）"),
+            errno.EIO: say("the disk reports a fault: check it, and write elsewhere",
+                           "磁盘报告故障：请检查，并换一处写入"),
             errno.ENOTDIR: say("a file stands where a folder is needed", "此处需要文件夹，却是一个文件"),
         }
         if error.errno not in mends:

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wenmo import __version__
@@ -24,6 +22,7 @@ from wenmo.errors import ModelError, say
 from wenmo.files import atomic_folder, sha256, write_json
 from wenmo.locate import locate
 from wenmo.models import architecture, check_heads, create, gguf, read_config
+from wenmo.tensors import load_tensors, save_tensors
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
 
@@ -125,14 +124,11 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         raise ModelError(
             say(f"no {WEIGHTS} here" + (", only a pickle, which can run code" if old else ""),
                 f"没有 {WEIGHTS}" + ("，只有可能执行代码的 pickle 文件" if old else "")), where=str(folder),
-            mend=say("save it once with transformers: save_pretrained(…)", "请先用 transformers 的 save_pretrained 另存"))
+            mend=say("save it once with transformers: save_pretrained(…)",
+                     "请先用 transformers 的 save_pretrained 另存"))
     state: dict[str, Tensor] = {}
     for name in files:
-        try:
-            state.update(load_file(folder / name))
-        except (safetensors.SafetensorError, OSError) as error:
-            raise ModelError(say(f"damaged weights: {error}", f"权重文件损坏：{error}"), where=str(folder / name),
-                             mend=say("copy or download the file again", "请重新复制或下载该文件")) from error
+        state.update(load_tensors(folder / name))
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 
@@ -141,8 +137,8 @@ def _saved_heads(cls: Any, config: Mapping[str, Any], path: Path) -> dict[str, i
     names = config.get("architectures") or []
     if len(names) != 1 or names[0] not in cls.classes:
         raise ModelError(
-            say(f"`architectures` is {names}, which is not known", f"无法识别 `architectures`：{names}"), where=str(path),
-            mend=say("known: ", "可用的有：") + ", ".join(sorted(cls.classes)))
+            say(f"`architectures` is {names}, which is not known", f"无法识别 `architectures`：{names}"),
+            where=str(path), mend=say("known: ", "可用的有：") + ", ".join(sorted(cls.classes)))
     num_labels = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
     return {kind: num_labels if kind == "classification" else 0 for kind in cls.classes[names[0]]}
 
@@ -201,7 +197,7 @@ def write_into(folder: Path, opened: Opened) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
     if not heads and model.body_prefix:
         state = {name.removeprefix(model.body_prefix): tensor for name, tensor in state.items()}
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(folder / WEIGHTS, state, {"format": "pt"})
     config = {**opened.carried, **model.config.model_dump(mode="json"), "architectures": [hf_class]}
     labels = next((task["labels"] for task in opened.card.get("tasks", {}).values() if task.get("labels")), None)
     if labels is not None:

@@ -134,6 +134,7 @@ class _Training:
             self.run.rewind(0)
             return 0
         saved = checkpoint.load(found, self.model, self.optimizer)
+        checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())  # a kill may have come between
         self.run.rewind(saved.step)
         self.tokens = int(saved.state["tokens"])
         self.best = Best(self.recipe.train.best or BestSettings(), saved.state["best"])

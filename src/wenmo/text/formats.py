@@ -217,18 +217,17 @@ def _json(stream: TextIO, path: Path) -> Iterator[Record]:
         try:
             start, end, value = _element(buffer, at, number)
         except (ValueError, RecursionError) as error:  # broken, or only cut by the end of the piece
-            line += buffer.count("\n", 0, at)
-            buffer = buffer[at:]
-            more = stream.read(max(_JSON_CHARACTERS, len(buffer)))
+            more = stream.read(max(_JSON_CHARACTERS, len(buffer) - at))
             if not more:
-                raise _broken_array(path, line, error) from error
-            buffer, at = buffer + more, 0
+                place, what = (error.pos, error.msg) if isinstance(error, json.JSONDecodeError) else (at, str(error))
+                raise _broken_array(path, line + buffer.count("\n", 0, place), what) from error
+            line += buffer.count("\n", 0, at)
+            buffer, at = buffer[at:] + more, 0
             continue
         at = end
         if start == end:
-            rest = buffer[end:] + stream.read()
-            if rest.strip():
-                raise _broken_array(path, line + buffer.count("\n", 0, at), ValueError("text after the array"))
+            if (buffer[end:] + stream.read()).strip():
+                raise _broken_array(path, line + buffer.count("\n", 0, end), "text after the array")
             return
         number += 1
         yield _object(number, value, buffer[start:end])
@@ -252,7 +251,7 @@ def _element(buffer: str, at: int, number: int) -> tuple[int, int, Any]:
         at = _space(buffer, at + 1)
     value, end = _DECODER.raw_decode(buffer, at)
     if _space(buffer, end) == len(buffer):  # `12` may be the beginning of `123`
-        raise json.JSONDecodeError("the array does not close", buffer, end)
+        raise json.JSONDecodeError("the array does not close", buffer, len(buffer))
     return at, end, value
 
 
@@ -262,12 +261,9 @@ def _space(buffer: str, at: int) -> int:
     return found.end()
 
 
-def _broken_array(path: Path, line: int, error: Exception) -> DataError:
-    if isinstance(error, json.JSONDecodeError):
-        line += error.lineno - 1
-        error = ValueError(error.msg)
+def _broken_array(path: Path, line: int, what: str) -> DataError:
     return DataError(
-        say(f"not an array of JSON objects: {error}", f"不是 JSON 对象的数组：{error}"), where=f"{path}:{line}",
+        say(f"not an array of JSON objects: {what}", f"不是 JSON 对象的数组：{what}"), where=f"{path}:{line}",
         mend=say("fetch the file again, or write one object a line (.jsonl), where a bad line costs only itself",
                  "请重新获取该文件，或每行写一个对象（.jsonl），那样坏行只影响自身"),
     )

@@ -96,7 +96,7 @@ def _post_processor(
     """bos before and eos after every text, where the file asks for them (Llama 3 does without asking)."""
     before = names.get("bos") if fields.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe") else None
     after = names.get("eos") if fields.get("tokenizer.ggml.add_eos_token", False) else None
-    byte_level = processors.ByteLevel(trim_offsets=True)
+    byte_level = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     if before is None and after is None:
         return byte_level
     def around(*texts: str) -> list[str]:

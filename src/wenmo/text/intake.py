@@ -98,7 +98,7 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
     values: dict[str, Any] = {}
     for name, key in found.take.items():
         value = fields.get(key) if isinstance(fields, dict) else fields[key]
-        here = found.columns[key] if isinstance(key, int) else key
+        here = found.name(key)
         if value is None or value != value:  # NaN is how tables write null
             if name in source.required:
                 raise _BadRow(say(f"`{here}` is missing or null", f"`{here}` 缺失或为空值"))

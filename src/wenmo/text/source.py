@@ -66,8 +66,12 @@ class Found:
     def __str__(self) -> str:
         shown = [self.layout.format, packing(self.layout.path)[1:], self.layout.encoding]
         shown.append(say("columns ", "列 ") + " · ".join(self.columns))
-        taken = ", ".join(f"{name} ← {key}" for name, key in self.take.items())
+        taken = ", ".join(f"{name} ← {self.name(key)}" for name, key in self.take.items())
         return say(f"{self.file}: ", f"{self.file}：") + ", ".join(filter(None, shown)) + f" ({taken})"
+
+    def name(self, key: str | int) -> str:
+        """What the file calls a column of `take`."""
+        return self.columns[key] if isinstance(key, int) else key
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ placed by `wrap` and by text/chat.py, never read out of data.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,17 +43,10 @@ class Tokenizer:
     ) -> None:
         """`definition`: the content of a tokenizer.json; `config`: of a tokenizer_config.json; `templates`: chat
         templates by name. Raises TokenizerError when the definition cannot be read."""
-        try:
-            self._full = tokenizers.Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises bare Exception
-            raise TokenizerError(
-                say(f"tokenizer.json is damaged or of an unknown kind: {error}",
-                    f"tokenizer.json 已损坏或类型未知：{error}"),
-                mend=say("fetch it again, or save it anew with transformers' save_pretrained",
-                         "请重新获取，或用 transformers 的 save_pretrained 重新保存"),
-            ) from error
         self._config = dict(config or {})
         self._templates = dict(templates or {})
+        with _damage():
+            self._full = tokenizers.Tokenizer.from_str(definition)
         follow_configuration(self._full, self._config)
         self._names = names_of_roles(self._full, self._config)
         canonical = self._full.to_str()
@@ -60,12 +54,14 @@ class Tokenizer:
         ids = {token["content"]: token["id"] for token in parsed["added_tokens"] if token["special"]}
         self.control_strings: Mapping[str, int] = ids
         self.control: Mapping[str, int] = {role: ids[name] for role, name in self._names.items()}
-        self._twin = make_twin(canonical, self.control)
+        with _damage():
+            self._twin = make_twin(canonical, self.control)
+            self._twin.tokenizer.encode("\U0010ffff")  # a WordPiece without its unknown token fails here
+            self._layouts = [_layout(self._full, pair=False), _layout(self._full, pair=True)]
         self._special_ids = frozenset(ids.values())
         self.control_ids: frozenset[int] = self._special_ids - {self._twin.unknown_id}
         self._byte_level = (parsed["decoder"] or {}).get("type") == "ByteLevel"
         self._trims_offsets = _trims_offsets(parsed["post_processor"])
-        self._layouts = [_layout(self._full, pair=False), _layout(self._full, pair=True)]
 
     # Files --------------------------------------------------------------------------------------------
 
@@ -245,6 +241,25 @@ class Tokenizer:
     @property
     def eos_id(self) -> int | None:
         return self.control.get("eos")
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
+    """Turns whatever the library raises on a damaged definition into a TokenizerError."""
+    try:
+        yield
+    except TokenizerError:
+        raise
+    except BaseException as error:
+        # Rust's panics are no Exception, and their class cannot be imported.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise TokenizerError(
+            say(f"tokenizer.json is damaged or of an unknown kind: {error}",
+                f"tokenizer.json 已损坏或类型未知：{error}"),
+            mend=say("fetch it again, or save it anew with transformers' save_pretrained",
+                     "请重新获取，或用 transformers 的 save_pretrained 重新保存"),
+        ) from error
 
 
 def _layout(full: tokenizers.Tokenizer, *, pair: bool) -> list[tuple[int, int]]:

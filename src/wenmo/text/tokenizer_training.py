@@ -1,12 +1,14 @@
 """Training a tokenizer: texts and settings in, a Tokenizer and its statistics out.
 
-Byte-level BPE for models that write (GPT, Llama): every text has ids and comes back exactly. WordPiece for models
-that read (BERT): Han characters one by one, rare characters unknown. Chinese has no spaces, so a run of Han is
-cut before BPE counts it: training stays linear in the text, and no token swallows a sentence.
+Byte-level BPE for models that write (GPT, Llama): every text has ids and comes back exactly. WordPiece for
+models that read (BERT): Han characters one by one, rare characters unknown. Chinese has no spaces, so while BPE
+is trained a run of Han is cut into short ones: training stays linear in the text, and no token swallows a
+sentence. The finished tokenizer does not cut: where a run begins must not decide how its words are split.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -32,7 +34,7 @@ class TokenizerSettings(Settings):
     type: Literal["bpe", "wordpiece"] = "bpe"
     vocab_size: Count = 8192
     lowercase: bool = False  # BPE then no longer gives the text back exactly
-    max_run: Count = Field(4, ge=1)  # BPE: the longest run of Han that may become one token
+    max_run: Count = Field(4, ge=1)  # BPE: the most Han characters that one token may hold
     min_frequency: Count = Field(2, ge=1)  # how often a pair must occur to be merged
     control_tokens: tuple[str, ...] = ()  # beside those that the type brings
 
@@ -65,14 +67,14 @@ def train(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
 
 # BPE --------------------------------------------------------------------------------------------------
 
-_LONGEST = 64  # of any other run: a megabyte of dashes is one "word" too, and merging is quadratic in a word
+_LONGEST = 64  # of any run: a megabyte of dashes is one "word" too
 
 
-def bpe_pattern(max_run: int) -> str:
-    """The pieces that BPE never merges across: Han runs, words with the space before them, single digits,
-    runs of signs with the space before them, line breaks, spaces."""
+def _bpe_pieces(max_run: int) -> pre_tokenizers.PreTokenizer:
+    """BPE never merges across these: runs of Han (and of other scripts without spaces), words with the space
+    before them, single digits, runs of signs with the space before them, line breaks, spaces."""
     unspaced = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-    return "|".join((
+    pattern = "|".join((
         r"'(?i:[sdmt]|ll|ve|re)(?!\p{L})",
         rf"[{unspaced}&&[\p{{L}}\p{{M}}\p{{Nl}}]]{{1,{max_run}}}",
         rf" ?[\p{{L}}\p{{M}}&&[^{unspaced}]]{{1,{_LONGEST}}}",
@@ -82,22 +84,24 @@ def bpe_pattern(max_run: int) -> str:
         rf"\s{{1,{_LONGEST}}}(?!\S)",
         r"\s",
     ))
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
 
 
 def _train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     full = tokenizers.Tokenizer(models.BPE())
     if settings.lowercase:
         full.normalizer = normalizers.Lowercase()
-    full.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(bpe_pattern(settings.max_run)), behavior="isolated"),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
+    full.pre_tokenizer = _bpe_pieces(settings.max_run)
     full.decoder = decoders.ByteLevel()
-    full.post_processor = processors.ByteLevel(trim_offsets=True)
+    full.post_processor = processors.ByteLevel(add_prefix_space=False, trim_offsets=True)
     full.train_from_iterator(_with_text(texts), trainers.BpeTrainer(
         vocab_size=settings.vocab_size, min_frequency=settings.min_frequency, show_progress=False,
         special_tokens=list(settings.all_control_tokens), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     ))
+    full.pre_tokenizer = _bpe_pieces(_LONGEST)
     names = {f"{role}_token": END_OF_TEXT for role in ("bos", "eos", "pad")}
     return Tokenizer(full.to_str(), names)
 
@@ -117,11 +121,17 @@ def _train_wordpiece(texts: Iterable[str], settings: TokenizerSettings) -> Token
         decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
         decoders.Replace(Regex(f"(?<={chinese}) (?={chinese})"), ""),
     ])
-    alphabet = _alphabet(_with_text(texts), full, settings)
+    alphabet, inner = _alphabet(_with_text(texts), full, settings)
+    control = list(settings.all_control_tokens)
+    # The trainer numbers `##` characters as it meets them, which differs from run to run: given as special
+    # tokens they have their ids beforehand, and are made ordinary again below.
     full.train_from_iterator(iter(texts), trainers.WordPieceTrainer(
         vocab_size=settings.vocab_size, min_frequency=settings.min_frequency, show_progress=False,
-        special_tokens=list(settings.all_control_tokens), initial_alphabet=alphabet, limit_alphabet=len(alphabet),
+        special_tokens=control + inner, initial_alphabet=alphabet, limit_alphabet=len(alphabet),
     ))
+    definition = json.loads(full.to_str())
+    definition["added_tokens"] = definition["added_tokens"][:len(control)]
+    full = tokenizers.Tokenizer.from_str(json.dumps(definition))
     cls, sep = (full.token_to_id(token) for token in ("[CLS]", "[SEP]"))
     full.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
@@ -132,11 +142,11 @@ def _train_wordpiece(texts: Iterable[str], settings: TokenizerSettings) -> Token
     return Tokenizer(full.to_str(), names | {"model_input_names": inputs})
 
 
-def _alphabet(texts: Iterable[str], full: tokenizers.Tokenizer, settings: TokenizerSettings) -> list[str]:
-    """The characters that get a token, the most frequent first, as many as fit.
-
-    The trainer's own limit breaks ties by chance; here the smaller code point wins. A character inside words
-    needs a second token, its `##` form.
+def _alphabet(
+    texts: Iterable[str], full: tokenizers.Tokenizer, settings: TokenizerSettings
+) -> tuple[list[str], list[str]]:
+    """The characters that get a token, the most frequent first, as many as fit; and the `##` forms of those that
+    can stand inside a word. Where two are equally frequent the smaller code point wins.
     """
     raw: Counter[str] = Counter()
     for text in texts:
@@ -147,13 +157,17 @@ def _alphabet(texts: Iterable[str], full: tokenizers.Tokenizer, settings: Tokeni
             if not normal.isspace():
                 counts[normal] += count
     room = settings.vocab_size - len(settings.all_control_tokens)
-    kept = []
+    alphabet: list[str] = []
+    inner: list[str] = []
     for character, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
-        room -= 2 if character.isalnum() and not re.match(f"[{HAN}]", character) else 1
+        between = full.pre_tokenizer.pre_tokenize_str(full.normalizer.normalize_str(f"a{character}a"))
+        forms = [f"##{character}"] if len(between) == 1 else []
+        room -= 1 + len(forms)
         if room < 0:
             break
-        kept.append(character)
-    return kept
+        alphabet.append(character)
+        inner += forms
+    return alphabet, inner
 
 
 def _with_text(texts: Iterable[str]) -> Iterator[str]:

@@ -53,7 +53,12 @@ def make_twin(definition: str, roles: Mapping[str, int]) -> Twin:
                      "请在 tokenizer_config.json 中给未知词元单独取名"),
         )
     twin = tokenizers.Tokenizer.from_str(json.dumps(data))
-    assert all(twin.token_to_id(secret[content]) == id for content, id in ids.items())
+    for content, id in ids.items():
+        if twin.token_to_id(secret[content]) != id or twin.id_to_token(id) != secret[content]:
+            raise TokenizerError(
+                say(f"two tokens share an id, one of them {content!r}", f"两个词元共用一个编号，其一为 {content!r}"),
+                where=f"id {id}", mend=say("fetch the tokenizer again", "请重新获取分词器"),
+            )
     return Twin(twin, secret, unknown_id)
 
 

@@ -8,23 +8,21 @@ called `step-N` is complete; what is wrong inside one is damage, and said.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from wenmo import files
 from wenmo.errors import CheckpointError, say
+from wenmo.tensors import load_tensors, save_tensors
 from wenmo.train import optimizer as optimizers
 
 FORMAT = 1
@@ -57,9 +55,9 @@ def save(
     Whatever stops it, the checkpoints before it stay whole. StorageError when the disk is full or read-only.
     """
     target = folder / f"step-{step}"
-    with files.atomic_folder(target) as unfinished, _system_errors():
+    with files.atomic_folder(target) as unfinished:
         write_model(unfinished)
-        save_file(optimizers.state_tensors(optimizer, model), unfinished / TENSORS)
+        save_tensors(unfinished / TENSORS, optimizers.state_tensors(optimizer, model))
         hashes = {name: files.sha256_file(unfinished / name) for name in _names(unfinished)}
         record = {"format": FORMAT, "step": step, "state": dict(state), "files": hashes}
         record = json.loads(json.dumps(record))  # as it will be read, so that the seal is of that
@@ -77,18 +75,6 @@ def prune(folder: Path, keep: int, protect: set[int]) -> None:
             with files.storage_errors(checkpoint):
                 os.replace(checkpoint, doomed)
                 shutil.rmtree(doomed)
-
-
-@contextlib.contextmanager
-def _system_errors() -> Iterator[None]:
-    """safetensors reports the operating system's errors in words; this gives them their numbers back."""
-    try:
-        yield
-    except SafetensorError as error:
-        number = re.search(r"\(os error (\d+)\)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
 # Finding and checking ---------------------------------------------------------------------------------
@@ -175,7 +161,7 @@ def _step(checkpoint: Path) -> int:
 
 def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The tensors of `model.safetensors`, for models whose file holds their own parameter names."""
-    return load_file(checkpoint / WEIGHTS)
+    return load_tensors(checkpoint / WEIGHTS)
 
 
 def load(
@@ -190,7 +176,7 @@ def load(
     """
     saved = verify(checkpoint)
     load_weights(checkpoint, model, read_model)
-    optimizers.load_state_tensors(optimizer, model, load_file(checkpoint / TENSORS))
+    optimizers.load_state_tensors(optimizer, model, load_tensors(checkpoint / TENSORS))
     return saved
 
 

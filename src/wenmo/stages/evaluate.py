@@ -1,0 +1,62 @@
+"""`wenmo evaluate`: a model and a file of rows → a Report; every evaluation of a Run is written down in it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wenmo.device import DType
+from wenmo.errors import DataError, say
+from wenmo.evaluate import evaluate as measure
+from wenmo.files import append_jsonl, read_jsonl, sha256_file, write_jsonl
+from wenmo.loaded import load
+from wenmo.report import Report
+from wenmo.stages.prepare import rows_of, values_of
+
+_log = logging.getLogger(__name__)
+
+
+def evaluate(model: str, data: str, *, task: str | None = None, source: Mapping[str, Any] | None = None,
+             predictions: Path | None = None, seed: int = 0, threads: int | None = None,
+             dtype: DType = "fp32") -> Report:
+    """Scores of a model on a file. Raises DataError for a missing column or a label never seen in training."""
+    loaded = load(model, threads=threads, dtype=dtype)
+    chosen = loaded.task(task)
+    columns = (*chosen.settings.columns, *chosen.settings.target_columns)
+    rows = rows_of(data, columns, given=source or {}, trained_on=loaded.opened.card.get("source", {}))
+    if rows.counts.quarantined:
+        _log.warning(say(f"{rows.counts.quarantined:,} rows could not be read and are not in the score",
+                         f"{rows.counts.quarantined:,} 行无法读取，未计入评分"))
+    values = values_of(rows.rows)
+    if not values:
+        raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=data,
+                        mend=say("check the file and its columns", "请检查文件及其列"))
+    report = measure(loaded, values, data, task=task, seed=seed)
+    _write_down(Path(model), Path(data), report)
+    if predictions is not None:
+        answers = loaded.predict(values, task)
+        write_jsonl(predictions, ({**row, **_named(answer)} for row, answer in zip(values, answers, strict=True)))
+    return report
+
+
+def _named(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer beside the row's own columns: what was predicted never overwrites what was given."""
+    return {"prediction" if name == "label" else name: value for name, value in answer.items()}
+
+
+def _write_down(model: Path, data: Path, report: Report) -> None:
+    """A Run's evaluations.jsonl: which data were looked at, and how often (a test set seen twice is one no more)."""
+    if not (model / "run.json").exists() or not data.is_file():
+        return
+    log = model / "evaluations.jsonl"
+    digest = sha256_file(data)
+    before = sum(row["data_sha256"] == digest for row in read_jsonl(log)) if log.exists() else 0
+    if before:
+        _log.warning(say(f"this model was evaluated on these data {before} times before",
+                         f"该模型此前已在这些数据上评测过 {before} 次"))
+    append_jsonl(log, {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "data_sha256": digest, **report.as_dict()})
+
+

@@ -1,0 +1,128 @@
+"""`wenmo show`: what a model is, where it came from, and what it makes of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from wenmo.data.sequence import Sequence, collate
+from wenmo.errors import say
+from wenmo.loaded import Loaded, load
+from wenmo.models import logits
+from wenmo.objectives import hidden_of
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Shown:
+    """`facts` about the model; `groups` of parameters; for a text its tokens with the likeliest words."""
+
+    facts: dict[str, Any]
+    groups: list[dict[str, Any]]
+    tokens: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**self.facts, "parameters_by_group": self.groups, **({"tokens": self.tokens} if self.tokens else {})}
+
+    def renderable(self) -> RenderableType:
+        facts = Table(show_header=False, box=None, title_justify="left")
+        for name, value in self.facts.items():
+            if isinstance(value, dict):
+                facts.add_row(Text(name, "bold"), "")
+                for inner, part in value.items():
+                    facts.add_row(Text(f"  {inner}"), Text(_short(part)))
+            else:
+                facts.add_row(Text(name, "bold"), Text(_short(value)))
+        groups = Table(box=None, title=Text(say("parameters", "参数")), title_justify="left")
+        for name in (say("group", "部分"), say("shape", "形状"), say("count", "个数"), say("parameters", "参数量")):
+            groups.add_column(name)
+        for group in self.groups:
+            shape = "×".join(map(str, group["shape"]))
+            groups.add_row(group["name"], shape, str(group["count"]), f"{group['total']:,}")
+        parts: list[RenderableType] = [facts, Text(""), groups]
+        if self.tokens:
+            tokens = Table(box=None, title=Text(say("tokens", "词元")), title_justify="left")
+            for name in (say("token", "词元"), "id", say("likeliest here", "此处最可能")):
+                tokens.add_column(name)
+            for token in self.tokens:
+                likely = "  ".join(f"{word} {chance:.2f}" for word, chance in token.get("likely", []))
+                tokens.add_row(Text(repr(token["token"])[1:-1]), str(token["id"]), Text(likely))
+            parts += [Text(""), tokens]
+        return Group(*parts)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, str) and len(value) == 64:
+        return value[:12] + "…"  # a hash; --json has the whole
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def show(reference: str, text: str | None = None) -> Shown:
+    """Everything that the model folder tells, and the model's view of a text. Raises ModelError."""
+    loaded = load(reference)
+    model, card = loaded.model, loaded.opened.card
+    parameters = dict(model.named_parameters())
+    total = sum(parameter.numel() for parameter in parameters.values())
+    config = model.config
+    facts: dict[str, Any] = {
+        "model": reference, "architecture": config.model_type, "heads": ", ".join(model.heads) or "-",
+        "tasks": ", ".join(loaded.tasks) or "-", "parameters": total, "memory_fp32_bytes": 4 * total,
+        "memory_bf16_bytes": 2 * total, "width": config.width, "max_tokens": config.max_tokens,
+        "vocab_size": config.vocab_size,
+    }
+    for name in ("languages", "lineage", "scores"):
+        if card.get(name):
+            facts[name] = card[name]
+    labels = [task["labels"] for task in card.get("tasks", {}).values() if task.get("labels")]
+    if labels:
+        facts["labels"] = ", ".join(labels[0])
+    return Shown(facts, _groups(parameters), [] if text is None else _tokens(loaded, text))
+
+
+def _groups(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Parameters of all layers under one name: layers.*.mlp.up_proj.weight, its shape, how many there are."""
+    groups: dict[tuple[str, tuple[int, ...]], int] = {}
+    for name, parameter in parameters.items():
+        general = ".".join("*" if part.isdigit() else part for part in name.split("."))
+        groups[general, tuple(parameter.shape)] = groups.get((general, tuple(parameter.shape)), 0) + 1
+    return [{"name": name, "shape": list(shape), "count": count, "total": count * int(torch.tensor(shape).prod())}
+            for (name, shape), count in groups.items()]
+
+
+def _tokens(loaded: Loaded, text: str) -> list[dict[str, Any]]:
+    """Each token; where the model has a language head, what it expects there: the next token (causal, beside the token
+    before it), or the token itself when it is masked."""
+    tokenizer, model = loaded.tokenizer, loaded.model
+    ids = loaded.prompt_ids(text) if "causal_lm" in model.heads else tokenizer.wrap(tokenizer.encode(text))[0]
+    ids = ids[: model.config.max_tokens]
+    result: list[dict[str, Any]] = [{"token": tokenizer.token(id), "id": id} for id in ids]
+    if not {"causal_lm", "masked_lm"} & set(model.heads):
+        return result
+    if model.causal:
+        rows = [ids]
+    else:  # one copy a position, with that position masked
+        mask = tokenizer.control["mask"]
+        rows = [[mask if place == masked else id for place, id in enumerate(ids)] for masked in range(len(ids))]
+    batch = collate(Sequence(number, {"ids": torch.tensor(row).numpy()}) for number, row in enumerate(rows))
+    with torch.inference_mode():
+        hidden_MD = hidden_of(model, batch.text)
+        if not model.causal:
+            hidden_MD = hidden_MD.view(len(ids), len(ids), -1).diagonal().T
+        chances = logits(model, hidden_MD).softmax(-1)
+    best = chances.topk(TOP)
+    for place, entry in enumerate(result):
+        if not model.causal and entry["id"] in tokenizer.control_ids:
+            continue
+        entry["likely"] = [(tokenizer.token(int(id)), round(float(p), 4))
+                           for id, p in zip(best.indices[place], best.values[place], strict=True)]
+    return result
