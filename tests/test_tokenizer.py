@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from wenmo.config import parse
 from wenmo.errors import DataError, RecipeError, TokenizerError
+from wenmo.files import sha256_file
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.tokenizer_training import TokenizerSettings, statistics, train
@@ -72,16 +73,8 @@ def make_fallback(_: Path) -> Tokenizer:
     ])
     full.add_special_tokens(["<unk>", "<s>", "</s>"])
     full.post_processor = tokenizers.processors.TemplateProcessing("<s> $A", "<s> $A <s>:1 $B:1", [("<s>", 1)])
-    return Tokenizer(full.to_str(), {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"})
-
-
-def make_treacherous(_: Path) -> Tokenizer:
-    """Merges that build "<s>", and "ab" is a control token too: both stand in the vocabulary."""
-    vocab = {piece: id for id, piece in enumerate(["<s>", "ab", "<", "s", ">", "a", "b", "<s", "abb", " "])}
-    merges = [("<", "s"), ("<s", ">"), ("a", "b"), ("ab", "b")]
-    full = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=True, unk_token="<s>"))
-    full.add_special_tokens(["<s>", "ab"])
-    return Tokenizer(full.to_str(), {"eos_token": "<s>"})
+    names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
+    return Tokenizer(full.to_str(), names)
 
 
 def make_minilm(folder: Path) -> Tokenizer:
@@ -103,7 +96,7 @@ def make_smollm(_: Path) -> Tokenizer:
     return from_gguf(smollm_fields())
 
 
-MAKERS = [make_bpe, make_wordpiece, make_unigram, make_fallback, make_treacherous, make_minilm, make_smollm]
+MAKERS = [make_bpe, make_wordpiece, make_unigram, make_fallback, make_minilm, make_smollm]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda make: make.__name__.removeprefix("make_"))
@@ -119,9 +112,9 @@ def oracle(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory):
     return AutoTokenizer.from_pretrained(folder)
 
 
-PIECES = ["[SEP]", "[CLS]", "[MASK]", "[UNK]", "[", "SEP", "]", "[sep]", "##", "<|im_end|>", "<|im_start|>", "<|", "|>",
-          "im_end", "<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "<0x0A>", "ab", "abb", "s>", "▁", " ", "\n", "我爱",
-          "北京", "，", "hello", " World", "12", "😀", "👨‍👩‍👧", "é", "\u0301", "\x00", "\U000f0000", "\u3000"]
+PIECES = ["[SEP]", "[CLS]", "[MASK]", "[UNK]", "[", "SEP", "]", "[sep]", "##", "<|im_end|>", "<|im_start|>", "<|",
+          "|>", "im_end", "<|endoftext|>", "<s>", "</s>", "<unk>", "<pad>", "<0x0A>", "ab", "abb", "s>", "▁", " ", "\n",
+          "我爱", "北京", "，", "hello", " World", "12", "😀", "👨‍👩‍👧", "é", "\u0301", "\x00", "\U000f0000", "\u3000"]
 texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=6)), max_size=12).map("".join)
 fast = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -136,6 +129,28 @@ def test_no_text_becomes_control(tokenizer: Tokenizer, text: str) -> None:
     assert not tokenizer.control_ids & set(ids)
     assert ids == tokenizer.encode(text) == tokenizer.encode_batch([text, ""])[0]
     assert all(0 <= start <= end <= len(text) for start, end in offsets)
+
+
+@fast
+@given(text=st.text(alphabet="<s>ab ", max_size=20))
+def test_merges_that_spell_control_do_not_fire(text: str) -> None:
+    """Merges build "<s>", "ab" is control too, and what is unknown would be the end of the text."""
+    vocab = {piece: id for id, piece in enumerate(["<s>", "ab", "<", "s", ">", "a", "b", "<s", "abb", "bb"])}
+    merges = [("<", "s"), ("<s", ">"), ("a", "b"), ("ab", "b"), ("b", "b")]
+    full = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=True, unk_token="<s>"))
+    full.add_special_tokens(["<s>", "ab"])
+    treacherous = Tokenizer(full.to_str(), {"eos_token": "<s>"})
+    ids = treacherous.encode(text)
+    assert not {0, 1} & set(ids)
+    assert treacherous.decode(ids).replace(" ", "") == text.replace(" ", "")
+    assert full.encode("<s> ab").ids == [0, 0, 1]
+
+
+def test_an_unknown_token_that_ends_texts_is_refused() -> None:
+    full = tokenizers.Tokenizer(models.WordPiece({"[SEP]": 0, "a": 1}, unk_token="[SEP]"))
+    Tokenizer(full.to_str(), {"pad_token": "[SEP]"})
+    with pytest.raises(TokenizerError, match="unknown"):
+        Tokenizer(full.to_str(), {"sep_token": "[SEP]"})
 
 
 def test_control_ids_hold_all_special_tokens_but_the_unknown_one(tokenizer: Tokenizer, oracle) -> None:
@@ -155,9 +170,7 @@ def test_a_control_string_is_split(tokenizer: Tokenizer) -> None:
 @given(text=texts)
 def test_ids_and_offsets_equal_transformers(tokenizer: Tokenizer, oracle, text: str) -> None:
     for string in tokenizer.control_strings:
-        text = text.replace(string, "").replace(string, "")
-    if any(string in text for string in tokenizer.control_strings) or "ab" in tokenizer.control_strings:
-        return  # only clean text has the same ids
+        text = text.replace(string, "龘")  # only text without them has the same ids
     expected = oracle(text, add_special_tokens=False, return_offsets_mapping=True)
     assert tokenizer.encode_with_offsets(text) == (expected["input_ids"], expected["offset_mapping"])
 
@@ -165,10 +178,8 @@ def test_ids_and_offsets_equal_transformers(tokenizer: Tokenizer, oracle, text: 
 @pytest.mark.parametrize("pair", [("", None), ("我爱北京", None), ("hello", "天安门 world"), ("x", "")])
 def test_wrap_equals_transformers(tokenizer: Tokenizer, oracle, pair: tuple[str, str | None]) -> None:
     encoded = [None if text is None else tokenizer.encode(text) for text in pair]
-    expected = oracle(*pair, return_token_type_ids=True)
-    if pair[1] == "":  # transformers takes an empty second text for none
-        expected = {"input_ids": oracle._tokenizer.encode(*pair).ids, "token_type_ids": oracle._tokenizer.encode(*pair).type_ids}
-    assert tokenizer.wrap(*encoded) == (expected["input_ids"], expected["token_type_ids"])
+    expected = oracle.backend_tokenizer.encode(*pair)  # through its call, an empty second text would be none
+    assert tokenizer.wrap(*encoded) == (expected.ids, expected.type_ids)
     assert tokenizer.num_wrapping(pair[1] is not None) == oracle.num_special_tokens_to_add(pair[1] is not None)
 
 
@@ -182,10 +193,11 @@ def test_what_is_no_text_is_refused(tokenizer: Tokenizer) -> None:
 
 def test_pieces_place_control_only_where_an_id_stands(tokenizer: Tokenizer) -> None:
     for string, id in tokenizer.control_strings.items():
-        ids, sources = tokenizer.encode_pieces(["x", string, id, "y"])
+        ids, spans = tokenizer.encode_pieces(["x ", string, id, " y", ""])
         if id in tokenizer.control_ids:
-            assert [source for i, source in zip(ids, sources, strict=True) if i == id] == [2]
-        assert sources == sorted(sources)
+            assert [span for i, span in zip(ids, spans, strict=True) if i == id] == [(2, 2)]
+        assert spans == sorted(spans)
+        assert spans[-1][1] == 3
 
 
 # Ids → text -------------------------------------------------------------------------------------------
@@ -201,8 +213,8 @@ def test_a_stream_joins_to_decode(tokenizer: Tokenizer, data: st.DataObject) -> 
             stream = tokenizer.stream(keep_control=keep)
             pushed = [stream.push(id) for id in ids]
             assert "".join(pushed) + stream.finish() == tokenizer.decode(ids, keep_control=keep)
-            if ids is not wild:
-                assert "\ufffd" in text or not any("\ufffd" in piece for piece in pushed)
+            if ids is not wild and "\ufffd" not in tokenizer.decode(ids):
+                assert not any("\ufffd" in piece for piece in pushed)
 
 
 @fast
@@ -229,15 +241,14 @@ def test_smollm_gives_text_back() -> None:
 
 def test_chinese_comes_back_without_spaces() -> None:
     wordpiece = trained("wordpiece")
-    assert wordpiece.decode(wordpiece.encode("我爱北京，it's OK。")) == "我爱北京，it ' s o [UNK]。".replace("o [UNK]", "ok") \
-        or wordpiece.unk_id in wordpiece.encode("ok")
+    assert wordpiece.decode(wordpiece.encode("我爱北京，太阳！It's OK。")) == "我爱北京，太阳！ it ' s ok 。"
 
 
 def test_tokens_are_shown_as_text() -> None:
     bpe = trained("bpe")
     assert [bpe.token(id) for id in bpe.encode("龘")] == [r"\xe9", r"\xbe", r"\x98"]
     assert bpe.token(bpe.control_strings["<|im_end|>"]) == "<|im_end|>"
-    assert "".join(bpe.token(id) for id in bpe.encode(" quick 北京")) == " quick 北京"
+    assert "".join(bpe.token(id) for id in bpe.encode(" quick 天安门")) == " quick 天安门"
     assert bpe.token(10**6) == ""
 
 
@@ -248,7 +259,7 @@ def test_saving_loses_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.with_chat_template("{{ messages }}\n").save(tmp_path)
     again = Tokenizer.load(tmp_path)
     assert again.sha256 == tokenizer.sha256
-    assert again.sha256 == __import__("hashlib").sha256((tmp_path / "tokenizer.json").read_bytes()).hexdigest()
+    assert again.sha256 == sha256_file(tmp_path / "tokenizer.json")
     assert (again.control, again.control_ids, again.vocab_size) == (
         tokenizer.control, tokenizer.control_ids, tokenizer.vocab_size)
     assert again.chat_template == "{{ messages }}\n"
@@ -292,11 +303,13 @@ def test_old_folders_open(tmp_path: Path) -> None:
     assert Tokenizer.load(tmp_path).control == trained("wordpiece").control
     assert len(Tokenizer.load(tmp_path).encode("我爱北京")) == 4
 
-    (tmp_path / "special_tokens_map.json").write_text(json.dumps({"cls_token": {"content": "[CLS]"}, "bos_token": "[B]"}))
+    names = {"cls_token": {"content": "[CLS]"}, "bos_token": "[B]"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(names))
     config.write_text(json.dumps({"do_lower_case": False, "tokenizer_class": "BertTokenizer"}))
     loaded = Tokenizer.load(tmp_path)
     assert loaded.control == {"cls": 2, "bos": trained("wordpiece").vocab_size}
-    assert loaded.encode("The [B]") == AutoTokenizer.from_pretrained(tmp_path)("The [B ]", add_special_tokens=False)["input_ids"]
+    opened = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded.encode("The [B]") == opened("The [B ]", add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize(("file", "content"), [
@@ -375,7 +388,7 @@ def test_real_chinese() -> None:
 
     wordpiece = train(texts[200:], TokenizerSettings(type="wordpiece", vocab_size=6000))
     assert statistics(wordpiece, texts[200:])["unknown_rate"] == 0
-    assert 0 < statistics(wordpiece, texts[:200])["unknown_rate"] < 0.005
+    assert 0 < statistics(wordpiece, texts[:200])["unknown_rate"] < 0.01
     assert wordpiece.vocab_size <= 6000
 
 
@@ -412,12 +425,12 @@ def test_no_text_is_an_error(kind: str) -> None:
 
 
 def test_statistics_by_hand() -> None:
-    """Every token is one character: 我, 爱, a, b, space, 1, 。 and UNK."""
-    tokenizer = train(["我爱ab 1。"], TokenizerSettings(type="wordpiece", vocab_size=13))
-    measured = statistics(tokenizer, ["我爱龘 ab 1。"])
-    assert measured == {
-        "characters_per_token": 8 / 7, "bytes_per_token": 17 / 7, "zh_characters_per_token": 1.0,
-        "en_characters_per_token": 1.5, "unknown_rate": 1 / 7, "exact_rate": 0.0}
+    tokenizer = train(["我爱ab 1。"], TokenizerSettings(type="wordpiece", vocab_size=15))
+    text = "我爱龘 ab 1。"  # 我 爱 [UNK] a ##b 1 。
+    assert len(tokenizer.encode(text)) == 7
+    assert statistics(tokenizer, [text]) == {
+        "characters_per_token": 9 / 7, "bytes_per_token": 17 / 7, "zh_characters_per_token": 1.0,
+        "en_characters_per_token": 1.0, "unknown_rate": 1 / 7, "exact_rate": 0.0}
     assert np.isnan(statistics(tokenizer, [""])["unknown_rate"])
 
 
@@ -432,7 +445,9 @@ def words_of(tokenizer: Tokenizer, text: str) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
 def test_words_begin_where_readers_begin_them(kind: str) -> None:
-    assert [word.strip() for word in words_of(trained(kind), "我爱北京天安门，quick brown foxes! 12 naïve。")] == [
+    tokenizer = train(TEXTS, TokenizerSettings(max_run=1)) if kind == "bpe" else trained(kind)
+    words = [word.strip() for word in words_of(tokenizer, "我爱北京天安门，quick brown foxes! 12 naïve。")]
+    assert list(filter(None, words)) == [
         "我", "爱", "北京", "天安门", "，", "quick", "brown", "foxes", "!", "12", "naïve", "。"]
 
 
@@ -460,13 +475,14 @@ def test_smollm_has_its_known_ids() -> None:
 def small_fields(**changes: object) -> dict[str, object]:
     model = json.loads(trained("bpe")._definition)["model"]
     tokens = sorted(model["vocab"], key=model["vocab"].get)
-    fields = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "merges": [" ".join(pair) for pair in model["merges"]],
-              "token_type": [3, 3, 4] + [1] * (len(tokens) - 3), "bos_token_id": 1, "eos_token_id": 0}
+    fields = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "bos_token_id": 1, "eos_token_id": 0,
+              "merges": [" ".join(pair) for pair in model["merges"]], "token_type": [3, 3, 4] + [1] * (len(tokens) - 3)}
     return {f"tokenizer.ggml.{key}": value for key, value in (fields | changes).items() if value is not None}
 
 
 @pytest.mark.parametrize(("pre", "pieces"), [
-    ("gpt-2", ["12345", " 67", ",", "\n\n", " x"]), ("smollm", ["1", "2", "3", "4", "5", " ", "6", "7", ",", "\n\n", " x"]),
+    ("gpt-2", ["12345", " 67", ",", "\n\n", " x"]),
+    ("smollm", ["1", "2", "3", "4", "5", " ", "6", "7", ",", "\n\n", " x"]),
     ("llama-bpe", ["123", "45", " ", "67", ",\n\n", " x"]),
     ("qwen2", ["1", "2", "3", "4", "5", " ", "6", "7", ",\n\n", " x"])])
 def test_each_kind_splits_in_its_way(pre: str, pieces: list[str]) -> None:
@@ -491,4 +507,4 @@ def test_a_gguf_that_cannot_be_read_is_refused(changes: dict[str, object]) -> No
     with pytest.raises(TokenizerError) as caught:
         from_gguf(small_fields(**changes))
     assert len(str(caught.value).split("\n")) == 3
-    assert next(iter(changes)) in caught.value.where.replace("merges", "tokens merges")
+    assert caught.value.where.removeprefix("tokenizer.ggml.") in ("tokens", *changes)

@@ -6,9 +6,10 @@ for and where it came from. What is saved opens in transformers with no missing 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from wenmo import __version__
-from wenmo.errors import ModelError, say
+from wenmo.config import parse
+from wenmo.errors import ModelError, RecipeError, say
 from wenmo.files import atomic_folder, sha256, write_json
 from wenmo.locate import locate
 from wenmo.models import architecture, check_heads, create, gguf, read_config
@@ -28,6 +30,7 @@ from wenmo.text.tokenizer import Tokenizer
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "wenmo.json"
 _GENERATION = "generation_config.json"
+_OUTPUTS = ("lm_head.weight", "cls.predictions.decoder.weight")  # the output vocabulary, where it has a name of its own
 
 
 @dataclass
@@ -56,7 +59,8 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
     """The model with the heads that it was saved with, or with `heads` (kind → outputs) in their place.
 
     With `heads`, the body must be complete; parameters of a head that the files lack are freshly initialised from
-    `seed` and listed in `initialised`. Weights become fp32. Raises ModelError: nothing is loaded half.
+    `seed` and listed in `initialised`. Stored heads that are not asked for are listed in `left_out`. Weights become
+    fp32. Raises ModelError: nothing is loaded half.
     """
     path = locate(reference)
     if path.suffix == ".gguf":
@@ -70,16 +74,18 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
         tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
         card = _read_json(path / CARD) if (path / CARD).exists() else {}
         generation = _read_json(path / _GENERATION) if (path / _GENERATION).exists() else {}
-        if "pooling" not in card and (path / "1_Pooling" / "config.json").exists():
-            means = _read_json(path / "1_Pooling" / "config.json").get("pooling_mode_mean_tokens")
-            card["pooling"] = "mean" if means else "cls"
+        card = {**_read_sentence_settings(path), **card}
     cls = architecture(str(config_dict.get("model_type")), str(path))
-    config, carried = read_config(cls.config_class, config_dict, str(path))
-    saved_heads = _saved_heads(cls, config_dict, path)
-    wanted = saved_heads if heads is None else dict(heads)
+    wanted = _saved_heads(cls, config_dict, path) if heads is None else dict(heads)
     check_heads(cls, wanted)
-    model = create(config, wanted, torch.Generator().manual_seed(seed))
-    initialised, left_out = _load(model, _our_names(cls, state), strict=heads is None, where=path)
+    state = _our_names(cls, state)
+    with _unsupported():
+        config, carried = read_config(cls.config_class, config_dict, str(path))
+        model = create(config, wanted, torch.Generator().manual_seed(seed))
+        if _output_differs(model, state):
+            config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))
+            model = create(config, wanted, torch.Generator().manual_seed(seed))
+    initialised, left_out = _load(model, state, strict=heads is None, where=path)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, str(path))
     return Opened(model.eval(), tokenizer, card, carried, generation, path, initialised, left_out)
@@ -114,11 +120,37 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _read_sentence_settings(folder: Path) -> dict[str, Any]:
+    """How sentence-transformers makes one vector of the hidden states, and of how many tokens."""
+    settings: dict[str, Any] = {}
+    if (folder / "1_Pooling" / "config.json").exists():
+        pooling = _read_json(folder / "1_Pooling" / "config.json")
+        prefix, names = "pooling_mode_", {"mean_tokens": "mean", "cls_token": "cls"}
+        modes = [key.removeprefix(prefix) for key, value in pooling.items() if key.startswith(prefix) and value]
+        settings["pooling"] = " + ".join(names.get(mode, mode) for mode in modes)
+    if (folder / "sentence_bert_config.json").exists():
+        longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+        if longest is not None:
+            settings["max_embed_tokens"] = longest
+    return settings
+
+
+@contextlib.contextmanager
+def _unsupported() -> Iterator[None]:
+    """A value in config.json is no fault of a recipe."""
+    try:
+        yield
+    except RecipeError as error:
+        raise ModelError(error.what, where=error.where,
+                         mend=say("this kind of model cannot be opened here; choose another checkpoint",
+                                  "此类模型无法在此打开，请换用其他模型")) from error
+
+
 def _read_weights(folder: Path) -> dict[str, Tensor]:
-    if (folder / INDEX).exists():
-        files = sorted(set(_read_json(folder / INDEX)["weight_map"].values()))
-    elif (folder / WEIGHTS).exists():
+    if (folder / WEIGHTS).exists():
         files = [WEIGHTS]
+    elif (folder / INDEX).exists():
+        files = _shards(folder / INDEX)
     else:
         old = (folder / "pytorch_model.bin").exists()
         raise ModelError(
@@ -130,6 +162,15 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     for name in files:
         state.update(load_tensors(folder / name))
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _shards(index: Path) -> list[str]:
+    weight_map = _read_json(index).get("weight_map")
+    files = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    if not files or any(Path(name).name != name for name in files):
+        raise ModelError(say("the index names no files beside it", "索引没有指向同目录中的文件"), where=str(index),
+                         mend=say("restore the file from where the model came", "请从模型来源恢复该文件"))
+    return files
 
 
 def _saved_heads(cls: Any, config: Mapping[str, Any], path: Path) -> dict[str, int]:
@@ -154,22 +195,41 @@ def _our_names(cls: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
+def _output_differs(model: Any, state: dict[str, Tensor]) -> bool:
+    """Whether the files hold an output vocabulary of its own although the configuration ties it to the embeddings.
+
+    transformers 5 writes such configurations for T5 v1.1; the weights are right. Where the matrix is stored under the
+    output's name alone, it gets the embeddings' name in `state`.
+    """
+    stored = next((state[name] for name in _OUTPUTS if name in state), None)
+    speaks = {"causal_lm", "masked_lm", "seq2seq_lm"} & set(model.heads)
+    if stored is None or not speaks or not model.config.tie_word_embeddings:
+        return False
+    weight_VD, _ = model.lm_output()
+    [embeddings] = [name for name, parameter in model.named_parameters() if parameter is weight_VD]
+    return not torch.equal(state.setdefault(embeddings, stored), stored)
+
+
 def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Path) -> tuple[list[str], list[str]]:
+    """Copies what is stored into the model: (parameters that were not stored, tensors there is no place for)."""
     cls: Any = type(model)
+    config: Any = model.config
     own = model.state_dict()
-    tied: Any = model.config
-    repeated = (*cls.repeated, *(("lm_head.weight",) if getattr(tied, "tie_word_embeddings", False) else ()))
+
+    def in_body(name: str) -> bool:
+        return name.startswith(cls.body_prefix) and ".pooler." not in name and name not in _OUTPUTS
+
+    repeated = (*cls.repeated, *(_OUTPUTS if config.tie_word_embeddings else ()))
     state = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(repeated)}
     missing = sorted(set(own) - set(state))
     unexpected = sorted(set(state) - set(own))
-    in_body = [name for name in missing if name.startswith(cls.body_prefix) and ".pooler." not in name]
-    shapes = [f"{name} {tuple(state[name].shape)} ≠ {tuple(own[name].shape)}"
-              for name in own if name in state and state[name].shape != own[name].shape]
+    misfits = [name for name in own if name in state and state[name].shape != own[name].shape]
     # A head of another size (three classes instead of two) is a new head, unless the model is opened as it is.
-    resized = [] if strict else [name for name in own if name in state and not name.startswith(cls.body_prefix or " ")
-                                 and state[name].shape != own[name].shape]
-    faults = [name for name in shapes if name.split(" ")[0] not in resized]
-    wrong = (missing if strict else in_body) + (unexpected if strict else []) + faults
+    resized = [] if strict else [name for name in misfits if not in_body(name)]
+    wrong = [say(f"{name} is missing", f"缺少 {name}") for name in missing if strict or in_body(name)]
+    wrong += [say(f"no place for {name}", f"多出 {name}") for name in unexpected if in_body(name)]
+    wrong += [f"{name} {tuple(state[name].shape)} ≠ {tuple(own[name].shape)}"
+              for name in misfits if name not in resized]
     if wrong:
         raise ModelError(
             say(f"the weights do not fit the configuration: {len(wrong)} differ, such as {', '.join(wrong[:3])}",
@@ -192,27 +252,44 @@ def save_model(folder: Path, opened: Opened) -> None:
 def write_into(folder: Path, opened: Opened) -> None:
     """Writes all files of a ModelDir into an existing folder; weights in the dtype they have."""
     model = opened.model
-    heads = frozenset(model.heads)
-    [hf_class] = [name for name, kinds in model.classes.items() if kinds == heads]
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
-    if not heads and model.body_prefix:
+    if not model.heads and model.body_prefix:
         state = {name.removeprefix(model.body_prefix): tensor for name, tensor in state.items()}
     save_tensors(folder / WEIGHTS, state, {"format": "pt"})
-    config = {**opened.carried, **model.config.model_dump(mode="json"), "architectures": [hf_class]}
+    if opened.tokenizer is not None:
+        opened.tokenizer.save(folder)
+    write_json(folder / "config.json", _config(opened))
+    if opened.generation:
+        write_json(folder / _GENERATION, opened.generation)
+    write_json(folder / CARD, {"version": 1, **opened.card})
+
+
+def _config(opened: Opened) -> dict[str, Any]:
+    """config.json: what was carried along, the arithmetic, and what follows from the heads and the tokenizer."""
+    model = opened.model
+    heads: dict[str, int] = model.heads
+    [hf_class] = [name for name, kinds in model.classes.items() if kinds == frozenset(heads)]
+    carried = {key: value for key, value in opened.carried.items() if key not in ("torch_dtype", "num_labels")}
+    config = {**carried, **model.config.model_dump(mode="json"), "architectures": [hf_class],
+              "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
+    if config.get("rope_scaling"):  # transformers takes a null there for a value
+        config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if value is not None}
     labels = next((task["labels"] for task in opened.card.get("tasks", {}).values() if task.get("labels")), None)
+    num_classes = heads.get("classification", 0)
+    if labels is None and num_classes and len(config.get("id2label") or ()) != num_classes:
+        labels = [f"LABEL_{index}" for index in range(num_classes)]  # the field's own names for classes without one
     if labels is not None:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     if opened.tokenizer is not None:
-        control = opened.tokenizer.control
         for role in ("pad", "bos", "eos"):
-            if role in control:
-                config[f"{role}_token_id"] = control[role]
-        opened.tokenizer.save(folder)
-    write_json(folder / "config.json", config)
-    if opened.generation:
-        write_json(folder / _GENERATION, opened.generation)
-    write_json(folder / CARD, {"version": 1, **opened.card})
+            key, id = f"{role}_token_id", opened.tokenizer.control.get(role)
+            several = config.get(key)
+            if id is not None and not (isinstance(several, list) and id in several):
+                config[key] = id
+            elif role != "pad":  # where the key is absent, transformers takes the id of another model's token
+                config.setdefault(key, None)
+    return config
 
 
 def versions() -> dict[str, str]:

@@ -12,6 +12,7 @@ content and template cannot spell one together.
 
 from __future__ import annotations
 
+import functools
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -56,8 +57,9 @@ def render_with_mask(
     """The ids of `render`, and for each whether it is the assistant's: what a model is to learn to write.
 
     The template's {% generation %} blocks say so. Where it has none, it is the content of the assistant's messages
-    (`reasoning_content` too) and the control token that follows. Raises TokenizerError for a template that
-    rewrites what the assistant says so that it cannot be found again.
+    (`reasoning_content` too) and the control token that follows. A token that the assistant's words share with the
+    template's is theirs. Raises TokenizerError for a template that rewrites what the assistant says so that it
+    cannot be found again.
     """
     marks = _Marks(tokenizer)
     safe = [marks.defused(message) for message in _checked(messages)]
@@ -68,14 +70,14 @@ def render_with_mask(
     if closes and any(message["role"] == "assistant" for message in safe):
         attempts = ([_fenced(message, fences, within) for message in safe] for within in (False, True))
         renderings = (_rendered(tokenizer, attempt, add_generation_prompt) for attempt in attempts)
-        fenced = next((text for text in renderings if marks.without_fences(text) == plain), "")
+        fenced = next((text for text in renderings if marks.fences_only(text, plain)), "")
         if not fenced:
             raise _untraceable()
     pieces = marks.pieces(fenced)
     if closes:
         pieces = _with_closing(pieces)
-    ids, sources = tokenizer.encode_pieces([piece.value for piece in pieces])
-    return ids, [pieces[source].assistant for source in sources]
+    ids, spans = tokenizer.encode_pieces([piece.value for piece in pieces])
+    return ids, [any(piece.assistant for piece in pieces[first:last + 1]) for first, last in spans]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,59 +95,81 @@ class _Marks:
         self._nonce = "".join(secrets.choice("0123456789") for _ in range(40))
         self._ids = tokenizer.control_strings
         self._control = tokenizer.control_pattern
-        self._texts = list(self._ids)
+        self._texts = tuple(self._ids)
         self._numbers = {text: number for number, text in enumerate(self._texts)}
-        self._fence, self.start, self.end = (f"{self._nonce}{number}" for number in (999997, 999998, 999999))
+        self._fence, self.start, self.end = (f"{self._nonce}{number}" for number in (_FENCE, _START, _END))
 
     def defused(self, value: Any) -> Any:
         """`value` with marks for the control strings in all its texts, however deep; roles stay."""
         if isinstance(value, str):
-            return self._fenced_off(self._control.sub(lambda found: self._mark(found[0]), value))
+            return self._fenced_off(self._control.sub(self._mark, value))
         if isinstance(value, Mapping):
-            return {key: item if key == "role" else self.defused(item) for key, item in value.items()}
+            # Templates look names up, so those stay whole; other keys are data too.
+            return {key if key.isidentifier() else self.defused(key): item if key == "role" else self.defused(item)
+                    for key, item in value.items()}
         return [self.defused(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    def _mark(self, text: str) -> str:
-        return f"{self._nonce}{self._numbers[text]:06d}"
+    def _mark(self, found: re.Match[str]) -> str:
+        return f"{self._nonce}{self._numbers[found[0]]:06d}"
 
     def _fenced_off(self, text: str) -> str:
-        """A fence where a control string could go on, inside the spaces that a template may trim."""
+        """Fences where a control string could go on, inside the spaces that a template may trim."""
         core = text.strip()
-        before = after = ""
-        for control in self._texts:
-            if core and any(core.startswith(control[i:]) or control[i:].startswith(core)
-                            for i in range(1, len(control))):
-                before = self._fence
-            if core and any(core.endswith(control[:i]) or control[:i].endswith(core)
-                            for i in range(1, len(control))):
-                after = self._fence
-        place = text.find(core)
-        return text[:place] + before + core + after + text[place + len(core):]
+        if not core:
+            return text
+        heads, tails, joined = _parts(self._texts)
+        longest = max(map(len, self._texts), default=0)
+        inside = len(core) < longest and core in joined
+        before = inside or any(core[:n] in tails for n in range(1, longest))
+        after = inside or any(core[-n:] in heads for n in range(1, longest))
+        place = text.index(core)
+        return (text[:place] + self._fence * before + core + self._fence * after + text[place + len(core):])
 
     def pieces(self, rendered: str) -> list[_Piece]:
         """The rendered text, split at its control strings and at the assistant's borders, the marks undone."""
         pieces: list[_Piece] = []
         text, assistant = "", False
-        place = 0
-        pattern = re.compile(f"{self._nonce}([0-9]{{6}})|(?:{self._control.pattern})")
-        for found in pattern.finditer(rendered):
-            text += rendered[place:found.start()]
-            place = found.end()
-            number = int(found[1]) if found[1] else -1
-            if 0 <= number < len(self._texts):
-                text += self._texts[number]
-            elif found[0] != self._fence:
-                pieces.append(_Piece(text, assistant))
-                text = ""
-                if number < 0:
-                    pieces.append(_Piece(self._ids[found[0]], assistant))
-                else:
-                    assistant = found[0] == self.start
-        pieces.append(_Piece(text + rendered[place:], assistant))
-        return [piece for piece in pieces if piece.value != ""]
 
-    def without_fences(self, rendered: str) -> str:
-        return rendered.replace(self.start, "").replace(self.end, "")
+        def end_text() -> None:
+            nonlocal text
+            if text:
+                pieces.append(_Piece(text, assistant))
+            text = ""
+
+        for i, part in enumerate(rendered.split(self._nonce)):
+            if i > 0:
+                number, part = int(part[:6]), part[6:]
+                if number < len(self._texts):
+                    text += self._texts[number]
+                elif number != _FENCE:
+                    end_text()
+                    assistant = number == _START
+            place = 0
+            for found in self._control.finditer(part):
+                text += part[place:found.start()]
+                end_text()
+                pieces.append(_Piece(self._ids[found[0]], assistant))
+                place = found.end()
+            text += part[place:]
+        end_text()
+        return pieces
+
+    def fences_only(self, fenced: str, plain: str) -> bool:
+        """Whether `fenced` is `plain` with starts and ends added, each start with its end."""
+        order = [part[:6] for part in fenced.split(self._nonce)[1:] if int(part[:6]) in (_START, _END)]
+        pairs = all(part == str((_START, _END)[i % 2]) for i, part in enumerate(order)) and len(order) % 2 == 0
+        return pairs and fenced.replace(self.start, "").replace(self.end, "") == plain
+
+
+_FENCE, _START, _END = 999997, 999998, 999999  # where no control string begins; around the assistant's words
+
+
+@functools.lru_cache(maxsize=8)
+def _parts(controls: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], str]:
+    """How control strings can begin, how they can end, and all of them in one text."""
+    heads = frozenset(text[:n] for text in controls for n in range(1, len(text)))
+    tails = frozenset(text[n:] for text in controls for n in range(1, len(text)))
+    return heads, tails, "\n".join(controls)
 
 
 def _rendered(

@@ -131,8 +131,9 @@ class Tokenizer:
             return encoding.ids, encoding.offsets
         return encoding.ids, [_trimmed(text, start, end) for start, end in encoding.offsets]
 
-    def encode_pieces(self, pieces: Sequence[str | int]) -> tuple[list[int], list[int]]:
-        """Ids of texts (str) and control tokens (their ids) in a row, and for each id the piece it begins in.
+    def encode_pieces(self, pieces: Sequence[str | int]) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of texts (str) and control tokens (their ids) in a row, and for each id the first and the last piece
+        it stands in.
 
         Neighbouring texts are read as one. Text stays text here too; a control token stands only where a piece
         is its id.
@@ -140,9 +141,17 @@ class Tokenizer:
         secret = self._twin.secret_names
         texts = [piece if isinstance(piece, str) else secret[self._piece(piece) or ""] for piece in pieces]
         encoding = self._encoding("".join(texts))
+        offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+        lasts = np.maximum(offsets[:, 0], offsets[:, 1] - 1)
         begins = np.cumsum([0, *(len(text) for text in texts[:-1])])
-        starts = np.array([start for start, _ in encoding.offsets], dtype=np.int64)
-        return encoding.ids, [int(i) for i in np.searchsorted(begins, starts, side="right") - 1]
+        first, last = (np.searchsorted(begins, places, side="right") - 1 for places in (offsets[:, 0], lasts))
+        spans = list(zip(first.tolist(), last.tolist(), strict=True))
+        # A control token may take the spaces beside it into its place; it stands in its own piece alone.
+        placed = (i for i, piece in enumerate(pieces) if piece in self.control_ids)
+        for i, id in enumerate(encoding.ids):
+            if id in self.control_ids:
+                spans[i] = (own := next(placed), own)
+        return encoding.ids, spans
 
     def _encoding(self, text: str) -> tokenizers.Encoding:
         try:

