@@ -1,27 +1,31 @@
-"""A model folder goes both ways: what transformers saves opens here, what is saved here opens there, faults are said."""
+"""A model folder goes both ways between transformers and here, and says what is wrong with it."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
+import numpy as np
 import pytest
 import torch
 import transformers
-from oracle import VOCAB, theirs
 from safetensors.torch import load_file, save_file
-from test_parity import LLAMAS, T5S, close, sequences
 from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from oracle import VOCAB, theirs
+from test_parity import LLAMAS, T5S, close, sequences
 from wenmo import modeldir
 from wenmo.errors import ModelError, StorageError
 from wenmo.locate import locate
 from wenmo.modeldir import Opened, open_model, open_tokenizer, save_model
-from wenmo.models import architecture, create, logits, read_config
+from wenmo.models import architecture, create, logits
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
 
@@ -122,34 +126,38 @@ def _bits(opened: Opened) -> str:
     return modeldir.weights_sha256(opened.model)
 
 
+BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 48}
+LLAMA = {**BERT, "model_type": "llama"}
+T5 = {"model_type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.5] * 8, "long_factor": [2.0] * 8}
 NEW: dict[str, tuple[dict[str, Any], dict[str, int], str]] = {
-    "bert": (dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
-             {"masked_lm": 0, "next_sentence": 2}, "BertForPreTraining"),
-    "bert, classes": (dict(model_type="bert", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                           intermediate_size=48), {"classification": 4}, "BertForSequenceClassification"),
-    "llama": (dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48),
-              {"causal_lm": 0}, "LlamaForCausalLM"),
-    "llama, yarn": (dict(model_type="llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                         intermediate_size=48, rope_scaling={"rope_type": "yarn", "factor": 2.0}),
-                    {"causal_lm": 0}, "LlamaForCausalLM"),
-    "llama, longrope": (dict(model_type="llama", hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                             intermediate_size=48, rope_scaling={"rope_type": "longrope", "short_factor": [1.5] * 8,
-                                                                 "long_factor": [2.0] * 8}),
-                        {"causal_lm": 0}, "LlamaForCausalLM"),
-    "t5": (dict(d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2), {"seq2seq_lm": 0},
-           "T5ForConditionalGeneration"),
-    "t5, untied": (dict(model_type="t5", d_model=32, d_kv=16, d_ff=48, num_layers=2, num_heads=2,
-                        feed_forward_proj="gated-gelu", tie_word_embeddings=False), {"seq2seq_lm": 0},
+    "bert": (BERT, {"masked_lm": 0, "next_sentence": 2}, "BertForPreTraining"),
+    "bert, classes": (BERT, {"classification": 4}, "BertForSequenceClassification"),
+    "llama": (LLAMA, {"causal_lm": 0}, "LlamaForCausalLM"),
+    "llama, yarn": ({**LLAMA, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, {"causal_lm": 0},
+                    "LlamaForCausalLM"),
+    "llama, longrope": ({**LLAMA, "rope_scaling": LONGROPE}, {"causal_lm": 0}, "LlamaForCausalLM"),
+    "t5": (T5, {"seq2seq_lm": 0}, "T5ForConditionalGeneration"),
+    "t5, untied": ({**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}, {"seq2seq_lm": 0},
                    "T5ForConditionalGeneration"),
 }
 
 
+def new(keys: dict[str, Any], heads: dict[str, int]) -> nn.Module:
+    config = architecture(keys["model_type"], "test").config_class(vocab_size=VOCAB, **keys)
+    model = create(config, heads, torch.Generator().manual_seed(1)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # numbers large enough to show what a wrong setting does
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.ndim)) * 0.2)
+    return model
+
+
 @pytest.mark.parametrize("kind", NEW)
 def test_a_new_model_opens_in_transformers(kind: str, tmp_path: Path) -> None:
-    """Made here from a recipe's few keys: what stands in no file yet must be written so that it means the same there."""
+    """Made here from a recipe's few keys: what the recipe left out must mean the same there."""
     keys, heads, hf_class = NEW[kind]
-    config = architecture(keys.get("model_type", kind), "test").config_class(vocab_size=VOCAB, **keys)
-    model = create(config, heads, torch.Generator().manual_seed(1)).eval()
+    model = new(keys, heads)
     save_model(tmp_path, Opened(model, None))
     back, info = getattr(transformers, hf_class).from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
@@ -161,7 +169,8 @@ def test_half_precision_becomes_fp32_and_stays(tmp_path: Path) -> None:
     them = theirs("LlamaForCausalLM").to(torch.bfloat16)
     them.save_pretrained(tmp_path / "theirs")
     opened = open_model(str(tmp_path / "theirs"))
-    same(opened.model, answers(them.float()))
+    fp32 = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "theirs", dtype=torch.float32)
+    same(opened.model, answers(fp32.eval()))
     opened.model.model.norm.weight.data += 1e-4  # trained on: bf16 cannot say this
     save_model(tmp_path / "ours", opened)
     same(opened.model, answers(transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours").eval()))
@@ -195,11 +204,8 @@ def test_a_list_of_ends_that_holds_the_tokenizers_own_stays(tmp_path: Path) -> N
 
 def test_a_tokenizer_without_beginning_and_end_leaves_none_to_be_guessed(tmp_path: Path) -> None:
     """Absent, transformers would take LlamaConfig's own: 1 and 2, any tokens of this vocabulary."""
-    keys, heads, _ = NEW["llama"]
-    config = architecture("llama", "test").config_class(vocab_size=VOCAB, **keys)
-    model = create(config, heads, torch.Generator().manual_seed(1))
     tokenizer = tokenizer_training.train(["a b"], TokenizerSettings(type="wordpiece", vocab_size=20))
-    save_model(tmp_path, Opened(model, tokenizer))
+    save_model(tmp_path, Opened(new(LLAMA, {"causal_lm": 0}), tokenizer))
     config = transformers.AutoConfig.from_pretrained(tmp_path)
     assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, tokenizer.pad_id)
 
@@ -517,6 +523,101 @@ def test_a_package_with_a_model_is_found_without_running_it(tmp_path: Path, monk
     (package / "files" / "1_Pooling" / "config.json").write_text("{}")
     monkeypatch.syspath_prepend(tmp_path)
     same(open_model("pkg:a_package_with_a_model").model, answers(them))
+
+
+# GGUF -------------------------------------------------------------------------------------------------
+
+GGUFS = {
+    "grouped, tied": {}, "untied, biases": LLAMAS["untied, biases"], "linear": LLAMAS["linear"],
+    "yarn": LLAMAS["yarn"], "llama3": LLAMAS["llama3"],
+}
+
+
+def write_gguf(path: Path, model: nn.Module, *, architecture: str = "llama", left_out: str = "",
+               **more: np.ndarray) -> None:
+    """As llama.cpp's converter lays it out: names from the library, rotary halves of q and k interleaved."""
+    config, writer = model.config, gguf.GGUFWriter(path, architecture)
+    numbers = {
+        "context_length": config.max_position_embeddings, "embedding_length": config.hidden_size,
+        "block_count": config.num_hidden_layers, "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads, "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": config.head_dim}
+    for name, number in numbers.items():
+        if name != left_out:
+            writer.add_uint32(f"{architecture}.{name}", number)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    rope = config.rope_parameters
+    if rope["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
+        writer.add_rope_scaling_factor(rope["factor"])
+        writer.add_rope_scaling_orig_ctx_len(rope.get("original_max_position_embeddings", 0))
+    if rope["rope_type"] == "llama3":
+        plain = rope["rope_theta"] ** -(torch.arange(0, 16, 2) / 16)
+        stretched, _ = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))
+        writer.add_tensor("rope_freqs.weight", (plain / stretched).numpy())
+    _write_vocabulary(writer)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        array = tensor.numpy()
+        heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
+        if heads:
+            array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape).copy()
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array)
+    for name, array in more.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _write_vocabulary(writer: gguf.GGUFWriter) -> None:
+    trained = tokenizer_training.train(["abc abd"] * 3, TokenizerSettings(vocab_size=262))
+    with tempfile.TemporaryDirectory() as folder:
+        trained.save(Path(folder))
+        model = json.loads((Path(folder) / "tokenizer.json").read_text())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(sorted(model["vocab"], key=model["vocab"].__getitem__))
+    writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+    writer.add_token_types([3] * 3 + [1] * (len(model["vocab"]) - 3))
+    writer.add_eos_token_id(0)
+
+
+@pytest.mark.parametrize("kind", GGUFS)
+def test_gguf_is_the_same_model(kind: str, tmp_path: Path) -> None:
+    them = theirs("LlamaForCausalLM", vocab_size=270, **GGUFS[kind])
+    expected = answers(them)
+    write_gguf(tmp_path / "model.gguf", them)
+    opened = open_model(str(tmp_path / "model.gguf"))
+    assert (opened.initialised, opened.left_out) == ([], [])
+    assert opened.tokenizer.eos_id == opened.carried["eos_token_id"] == 0
+    same(opened.model, expected)
+    save_model(tmp_path / "ours", opened)
+    back, info = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()), info
+    same(back.eval(), expected)
+
+
+def test_gguf_faults(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    them = theirs("LlamaForCausalLM", vocab_size=270)
+    write_gguf(path, them, architecture="mamba")
+    says(str(path), "architecture `mamba`")
+    write_gguf(path, them, left_out="block_count")
+    says(str(path), "llama.block_count is missing")
+    write_gguf(path, them, **{"blk.0.ffn_gate_exps.weight": np.zeros((4, 4), np.float32)})
+    says(str(path), "blk.0.ffn_gate_exps.weight")
+    write_gguf(path, theirs("LlamaForCausalLM", vocab_size=200))
+    says(str(path), "262 tokens, the model 200")
+    write_gguf(path, them)
+    whole = path.read_bytes()
+    for size in (3, 300, len(whole) // 2, len(whole) - 5000):
+        path.write_bytes(whole[:size])
+        says(str(path), "not a readable GGUF")
 
 
 # Saving -----------------------------------------------------------------------------------------------

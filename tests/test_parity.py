@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import VOCAB, ours, theirs
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from oracle import VOCAB, ours, theirs
 from wenmo.models import logits
 from wenmo.models.llama import LlamaConfig
 from wenmo.nn.attend import Cache, Cross, Packed

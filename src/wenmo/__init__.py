@@ -22,5 +22,7 @@ def __getattr__(name: str) -> Any:
     if name in ("load", "train"):
         from wenmo.stages import library
 
-        return getattr(library, name)
+        # Importing the room wenmo/train/ has just put the module under the function's name.
+        globals().update(load=library.load, train=library.train)
+        return globals()[name]
     raise AttributeError(f"module 'wenmo' has no attribute '{name}'")

@@ -177,20 +177,21 @@ def bar_chart(title: str, bars: Sequence[Bar], from_zero: bool, width: int, name
             if math.isfinite(end)]
     low, high = min(ends, default=0), max(ends, default=1)
     ticks, low, high = axis(min(0, low), max(0, high), 5) if from_zero else axis(low, high, 5 if width > 500 else 3)
-    left, right, bottom = 8, width - 16, top + step * len(bars)
+    left, right, bottom = 1, width - 1, top + step * len(bars)
 
     def at(x: float) -> float:
         return left + (min(max(x, low), high) - low) / (high - low) * (right - left)
 
     for x, text in ticks:
         svg.append(_line(at(x), top, at(x), bottom, "grid"))
-        svg.append(element("text", text, class_="tick middle", x=_px(at(x)), y=bottom + 18))
+        anchor = "" if at(x) < left + 12 else " end" if at(x) > right - 12 else " middle"
+        svg.append(element("text", text, class_="tick" + anchor, x=_px(at(x)), y=bottom + 18))
     for i, bar in enumerate(bars):
         y, estimate = top + step * i, bar.estimate
-        numbers, tone = str(estimate), "s1" if bar.faint else "s0"
+        numbers, tone = str(estimate), "plain" if bar.faint else "s0"
         room = right - left - 7.5 * len(numbers) - 16
         svg.append(element("text", cut(bar.label, room), element("title", bar.label), class_="label", x=left, y=y + 14))
-        svg.append(element("text", numbers, class_="number end", x=right, y=y + 14))
+        svg.append(element("text", numbers, class_="figure end", x=right, y=y + 14))
         middle, start, end = y + 28, at(estimate.low), at(estimate.high)
         if from_zero:
             a, b = sorted((at(0), at(estimate.value)))
@@ -227,9 +228,10 @@ def axis(low: float, high: float, wanted: int, snug: bool = False) -> tuple[list
 
 def number(value: float) -> str:
     """Four significant digits, thousands set apart."""
-    if float(value).is_integer() and abs(value) < 1e15:
-        return f"{value:,.0f}".replace("-", "−")
-    return f"{value:,.{max(0, 3 - math.floor(math.log10(abs(value))))}f}".replace("-", "−") if value else "0"
+    if abs(value) >= 1e15 or 0 < abs(value) < 1e-4:
+        return f"{value:.3g}".replace("-", "−")
+    decimals = 0 if float(value).is_integer() else max(0, 3 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{decimals}f}".replace("-", "−")
 
 
 def cut(text: str, room: float) -> str:

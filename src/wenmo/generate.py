@@ -1,14 +1,15 @@
 """Generating text: the plain reference. Greedy, temperature, top-k, top-p, seeds, stop strings, several sequences.
 
 In: prompts as ids, and a Sampling. Out: a stream of new tokens, or whole completions. Every continuation draws from
-its own random numbers, keyed by (seed, prompt, sample): the others beside it do not change it.
+its own random numbers, keyed by (seed, the prompt's ids, sample): neither the others beside it nor its place among
+them change it. A prompt that stands twice is continued alike; `num_sequences` gives different ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from wenmo import device
 from wenmo.config import Count, Settings
-from wenmo.errors import UsageError, say
+from wenmo.errors import NumericsError, UsageError, say
 from wenmo.models import LanguageModel, logits
 from wenmo.nn.attend import Cache
 from wenmo.text.tokenizer import Tokenizer
@@ -27,18 +28,19 @@ Reason = Literal["stop", "length"]
 class Sampling(Settings):
     """How the next token is chosen. temperature 0 is greedy; top_k and top_p narrow what may be drawn."""
 
-    max_new_tokens: Count = 128
+    max_new_tokens: Count = Field(128, gt=0)
     temperature: float = Field(0.0, ge=0)
     top_k: Count | None = Field(None, gt=0)  # Fan et al. 2018, §5.4
     top_p: float | None = Field(None, gt=0, le=1)  # Holtzman et al. 2020, §3.1
     seed: int = 0
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     num_sequences: int = Field(1, ge=1)
 
 
 @dataclass(frozen=True)
 class Completion:
-    """`reason`: "stop" for end of text or a stop string (which is cut off), "length" for a limit."""
+    """`reason`: "stop" for end of text or a stop string (which is cut off), "length" for a limit. `text` is what
+    the ids say, up to the stop string and without a character that the end cut in two."""
 
     text: str
     ids: tuple[int, ...]
@@ -79,9 +81,10 @@ def probabilities(scores_V: Tensor, sampling: Sampling) -> Tensor:
 class _Continuation:
     """One continuation as it grows: its ids, the text shown so far, and whether a stop string has come."""
 
-    def __init__(self, prompt: int, sample: int, room: int, tokenizer: Tokenizer, sampling: Sampling) -> None:
+    def __init__(self, prompt: int, ids: Sequence[int], sample: int, room: int, tokenizer: Tokenizer,
+                 sampling: Sampling) -> None:
         self.prompt, self.sample, self.room, self.sampling = prompt, sample, room, sampling
-        self.generator = device.torch_rng("generate", sampling.seed, prompt, sample)
+        self.generator = device.torch_rng("generate", sampling.seed, " ".join(map(str, ids)), sample)
         self.decoder = tokenizer.stream()
         self.ids: list[int] = []
         self.text, self.shown = "", 0
@@ -97,7 +100,7 @@ class _Continuation:
             if len(self.ids) >= self.room:
                 self.reason = "length"
         if self.reason is not None:
-            self.text += self.decoder.finish()
+            self.text += self.decoder.finish().rstrip("\ufffd")
         cut = min((at for at in (self.text.find(stop) for stop in self.sampling.stop) if at >= 0), default=-1)
         if cut >= 0:
             self.text, self.reason = self.text[:cut], "stop"
@@ -119,23 +122,15 @@ def stream(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequenc
            ends: frozenset[int]) -> Iterator[Piece]:
     """Pieces of all continuations as they come. `ends`: ids that end a text. The model must be in eval mode.
 
-    Raises UsageError for an empty prompt or one that leaves no room.
+    Raises UsageError for an empty prompt or one that leaves no room, NumericsError for scores that are no numbers.
     """
     rows: list[_Continuation] = []
     for index, prompt in enumerate(prompts):
-        room = sampling.max_new_tokens
-        longest: Any = model.config.max_tokens
-        if longest is not None:
-            room = min(room, longest - len(prompt))
-        if not prompt or room <= 0:
-            raise UsageError(
-                say("an empty prompt" if not prompt else f"a prompt of {len(prompt)} tokens leaves no room",
-                    "提示为空" if not prompt else f"提示有 {len(prompt)} 个词元，没有余地继续生成"),
-                where=say(f"prompt {index}", f"第 {index} 个提示"),
-                mend=say(f"give 1 to {(longest or 2) - 1} tokens", f"请给出 1 到 {(longest or 2) - 1} 个词元"))
-        rows += [_Continuation(index, sample, room, tokenizer, sampling) for sample in range(sampling.num_sequences)]
+        room = _room(index, len(prompt), model.config.max_tokens, sampling)
+        rows += [_Continuation(index, prompt, sample, room, tokenizer, sampling)
+                 for sample in range(sampling.num_sequences)]
     lengths = [len(prompts[row.prompt]) for row in rows]
-    cache = Cache(len(rows), max(length + row.room for length, row in zip(lengths, rows, strict=True)))
+    cache = Cache(len(rows), max((length + row.room for length, row in zip(lengths, rows, strict=True)), default=0))
     ids = [token for row in rows for token in prompts[row.prompt]]
     counts = lengths
     while rows:
@@ -145,6 +140,11 @@ def stream(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequenc
             hidden_MD = model.body(torch.tensor(ids, device=weight.device), attend.positions_M, attend)
             last_B = (torch.tensor(counts).cumsum(0) - 1).to(weight.device)
             scores_BV = logits(model, hidden_MD[last_B]).cpu()
+        if scores_BV.isnan().any():
+            raise NumericsError(
+                say("the model's scores are not numbers (NaN)", "模型输出的分数不是数（NaN）"),
+                mend=say("its weights are damaged, or its training diverged: use an earlier checkpoint",
+                         "权重已损坏或训练已发散：请使用更早的检查点"))
         going: list[int] = []
         tokens = [choose(scores, sampling, row.generator) for scores, row in zip(scores_BV, rows, strict=True)]
         for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
@@ -157,6 +157,18 @@ def stream(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequenc
             cache.keep(going)
         ids, counts = [tokens[index] for index in going], [1] * len(going)
         rows = [rows[index] for index in going]
+
+
+def _room(index: int, num_tokens: int, longest: int | None, sampling: Sampling) -> int:
+    """How many tokens may follow a prompt. Raises UsageError."""
+    if num_tokens and (longest is None or num_tokens < longest):
+        return sampling.max_new_tokens if longest is None else min(sampling.max_new_tokens, longest - num_tokens)
+    raise UsageError(
+        say(f"a prompt of {num_tokens} tokens leaves no room" if num_tokens else "an empty prompt",
+            f"提示有 {num_tokens} 个词元，没有余地继续生成" if num_tokens else "提示为空"),
+        where=say(f"prompt {index}", f"第 {index} 个提示"),
+        mend=say("give at least one token", "请至少给出一个词元") if longest is None
+        else say(f"give 1 to {longest - 1} tokens", f"请给出 1 到 {longest - 1} 个词元"))
 
 
 def generate(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], sampling: Sampling,

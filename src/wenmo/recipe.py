@@ -51,11 +51,17 @@ ModelSettings = Annotated[
 
 
 class Choose(Settings):
-    """Rows for choosing the best checkpoint: `carve` so many from the training rows (by seed, after duplicates are
-    dropped), or files of their own. 0 and no files: nothing is measured during training."""
+    """Rows for validation and for choosing the best checkpoint: `carve` so many from the training rows (by seed, after
+    duplicates are dropped; left out: a twentieth, at most 1,000), or files of their own. `carve: 0` measures nothing."""
 
-    carve: Count = 0
+    carve: Count | None = None
     files: tuple[SourceSettings, ...] = ()
+
+    def number(self, num_rows: int) -> int:
+        """How many of the training rows are held out."""
+        if self.files:
+            return 0
+        return min(num_rows // 20, 1000) if self.carve is None else self.carve
 
     @model_validator(mode="after")
     def _one_way(self) -> Choose:
@@ -129,7 +135,7 @@ class Recipe(Settings):
         elif not from_model:
             raise ValueError(say("a trained model keeps its tokenizer: take `tokenizer` out",
                                  "已训练的模型须用自己的分词器：请去掉 `tokenizer`"))
-        if self.train.best is not None and not (self.data.choose.carve or self.data.choose.files):
+        if self.train.best is not None and self.data.choose.carve == 0 and not self.data.choose.files:
             raise ValueError(say("train.best needs rows to choose by: set data.choose.carve",
                                  "train.best 需要用于选择的数据：请设置 data.choose.carve"))
         if self.train.samples and self.task.type != "causal_lm":

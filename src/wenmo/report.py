@@ -85,6 +85,7 @@ def metric_name(name: str) -> str:
     """What people call a metric; a name that is not known here is its own."""
     return {
         "accuracy": say("accuracy", "准确率"),
+        "masked_accuracy": say("masked accuracy", "遮盖词准确率"),
         "macro_f1": say("macro F1", "宏平均 F1"),
         "ece": say("calibration error", "校准误差"),
         "loss": say("loss", "损失"),
@@ -94,16 +95,16 @@ def metric_name(name: str) -> str:
     }.get(name, name)
 
 
-def verdict(a: str, b: str, metric: str, difference: Estimate) -> str:
-    """One sentence on a − b: which of the two is ahead, by how much, and whether that is more than noise."""
+def verdict(a: str, b: str, metric: str, difference: Estimate) -> tuple[str, str]:
+    """The judgement on a − b in two words, and the sentence: who is ahead and by how much."""
     name = metric_name(metric)
     if within_noise(difference):
-        return say(
-            f"{a} and {b} are within noise of each other: {name} differs by {difference}, and the interval holds 0.",
-            f"{a} 与 {b} 的差别在噪声之内：{name}相差 {difference}，区间包含 0。",
+        return say("within noise", "在噪声之内"), say(
+            f"{a} and {b} cannot be told apart here: {name} differs by {difference}, and the interval holds zero.",
+            f"{a} 与 {b} 在此难分高下：{name}相差 {difference}，区间包含零。",
         )
     better = (difference.value > 0) != (metric in LOWER_IS_BETTER)
-    return say(
-        f"{a} is {'better' if better else 'worse'} than {b}, beyond noise: {name} differs by {difference}.",
-        f"{a} {'优于' if better else '逊于'} {b}，超出噪声：{name}相差 {difference}。",
+    return say("beyond noise", "超出噪声"), say(
+        f"{a} is {'better' if better else 'worse'} than {b}: {name} differs by {difference}.",
+        f"{a} {'优于' if better else '逊于'} {b}：{name}相差 {difference}。",
     )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from wenmo.errors import MissingExtra, ModelError, say
 
+_ROPE_FACTORS = "rope_freqs.weight"  # Llama 3's stretching, as one divisor a frequency
 _NAMES = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _LAYER_NAMES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
@@ -25,7 +26,10 @@ _LAYER_NAMES = {
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
-    """(config.json as Hugging Face would write it, fp32 state dict under our names, all metadata fields)."""
+    """(config.json as Hugging Face would write it, fp32 state dict under our names, all metadata fields).
+
+    Raises ModelError for another architecture, for what is missing, and for tensors or formats that are not known.
+    """
     gguf, reader = _reader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kind = fields.get("general.architecture")
@@ -33,9 +37,19 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
         raise ModelError(
             say(f"GGUF files of architecture `{kind}` are not read yet", f"尚不支持结构为 `{kind}` 的 GGUF 文件"),
             where=str(path), mend=say("use the Hugging Face folder of this model", "请使用该模型的 Hugging Face 目录"))
-    tensors = {tensor.name: np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-               for tensor in reader.tensors}
-    config = _config(fields, tensors)
+    unknown = [tensor.name for tensor in reader.tensors if _our_name(tensor.name) is None]
+    if unknown:
+        raise _unreadable(path, say(f"tensors that no Llama has, such as {unknown[0]}",
+                                    f"有 Llama 所没有的张量，例如 {unknown[0]}"))
+    try:
+        tensors = {tensor.name: np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+                   for tensor in reader.tensors}
+        config = _config(fields, tensors)
+    except KeyError as error:
+        raise _unreadable(path, say(f"{error.args[0]} is missing", f"缺少 {error.args[0]}")) from error
+    except NotImplementedError as error:
+        raise _unreadable(path, say(f"a format of numbers that is not known: {error}",
+                                    f"无法识别的数值格式：{error}")) from error
     return config, _state(tensors, config), fields
 
 
@@ -53,9 +67,14 @@ def _reader(path: Path) -> tuple[Any, Any]:
     try:
         return gguf, gguf.GGUFReader(path)
     except (ValueError, OSError, IndexError) as error:
-        raise ModelError(
-            say(f"not a readable GGUF file: {error}", f"无法读取的 GGUF 文件：{error}"), where=str(path),
-            mend=say("download it again, or check its size", "请重新下载，或检查文件大小")) from error
+        raise _unreadable(path, str(error)) from error
+
+
+def _unreadable(path: Path, why: str) -> ModelError:
+    return ModelError(
+        say(f"not a readable GGUF file: {why}", f"无法读取的 GGUF 文件：{why}"), where=str(path),
+        mend=say("download it again, or use the Hugging Face folder of this model",
+                 "请重新下载，或使用该模型的 Hugging Face 目录"))
 
 
 def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -72,13 +91,13 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
         "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors,
+        "attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
     }
     for role in ("bos", "eos"):
         if f"tokenizer.ggml.{role}_token_id" in fields:
             config[f"{role}_token_id"] = int(fields[f"tokenizer.ggml.{role}_token_id"])
-    if "rope_freqs.weight" in tensors:
-        factors = [float(value) for value in tensors["rope_freqs.weight"]]
+    if _ROPE_FACTORS in tensors:
+        factors = [float(value) for value in tensors[_ROPE_FACTORS]]
         config["rope_scaling"] = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors,
                                   "attention_factor": 1.0}
     elif fields.get("llama.rope.scaling.type") in ("linear", "yarn"):
@@ -91,21 +110,27 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
 
 
 def _state(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    num_heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
     state = {}
     for name, array in tensors.items():
-        if name == "rope_freqs.weight":
-            continue
-        stem, _, kind = name.rpartition(".")
-        if stem.startswith("blk."):
-            _, index, part = stem.split(".")
-            if part in ("attn_q", "attn_k"):
-                heads = config["num_attention_heads" if part == "attn_q" else "num_key_value_heads"]
-                array = _halves_apart(array, heads)
-            target = f"model.layers.{index}.{_LAYER_NAMES[part]}"
-        else:
-            target = _NAMES[stem]
-        state[f"{target}.{kind}"] = torch.from_numpy(np.ascontiguousarray(array))
+        part = name.split(".")[-2]
+        if part in num_heads:
+            array = _halves_apart(array, num_heads[part])
+        if name != _ROPE_FACTORS:
+            state[str(_our_name(name))] = torch.from_numpy(np.ascontiguousarray(array))
     return state
+
+
+def _our_name(name: str) -> str | None:
+    """`blk.3.attn_q.weight` → `model.layers.3.self_attn.q_proj.weight`; None for what is not known."""
+    match name.split("."):
+        case ["rope_freqs", "weight"]:
+            return name
+        case ["blk", index, part, kind] if part in _LAYER_NAMES:
+            return f"model.layers.{index}.{_LAYER_NAMES[part]}.{kind}"
+        case [part, kind] if part in _NAMES:
+            return f"{_NAMES[part]}.{kind}"
+    return None
 
 
 def _halves_apart(array: np.ndarray, num_heads: int) -> np.ndarray:

@@ -74,8 +74,9 @@ class Corpus:
         if known:
             train = [_leave_out(rows, known, self.columns) for rows in train]
         choose = [row for rows in held_out for row in rows.rows]
-        if self.recipe.data.choose.carve:
-            train, choose = carve_sources(train, self.recipe.data.choose.carve, self.recipe.seed)
+        number = self.recipe.data.choose.number(sum(len(rows.rows) for rows in train))
+        if number:
+            train, choose = carve_sources(train, number, self.recipe.seed)
             _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
         return Rows(train, choose)
 

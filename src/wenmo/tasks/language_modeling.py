@@ -26,7 +26,7 @@ from wenmo.data.shards import Shards
 from wenmo.device import numpy_rng
 from wenmo.errors import RecipeError, say
 from wenmo.files import sha256
-from wenmo.metrics import bits_per_byte, bits_per_character, perplexity, wilson
+from wenmo.metrics import bits_per_byte, bits_per_character, bootstrap, perplexity
 from wenmo.models import LanguageModel, logits
 from wenmo.objectives import Objective, hidden_of, language_modeling
 from wenmo.tasks.task import Built, Encoded, Lengths, Measured
@@ -231,7 +231,8 @@ class LanguageModeling:
 
     def decode(self, outputs: list[Any]) -> dict[str, Any]:
         nll, tokens = sum(output.nll_nats for output in outputs), sum(output.num_tokens for output in outputs)
-        return {"log_likelihood": -nll, "tokens": tokens, "perplexity": math.exp(nll / tokens) if tokens else None}
+        mean = nll / tokens if tokens else math.inf
+        return {"log_likelihood": -nll, "tokens": tokens, "perplexity": math.exp(mean) if mean < 700 else None}
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
         """Perplexity per predicted token; for causal models also bits per byte and per character of their text.
@@ -250,7 +251,8 @@ class LanguageModeling:
             metrics["bits_per_character"] = bits_per_character(nll, sums("num_characters"), seed)
             metrics["bits_per_byte"] = bits_per_byte(nll, sums("num_bytes"), seed)
         else:
-            metrics["masked_accuracy"] = wilson(float(sums("num_right").sum()), float(tokens.sum()))
+            right = sums("num_right")
+            metrics["masked_accuracy"] = bootstrap(lambda rows: right[rows].sum(1) / tokens[rows].sum(1), len(groups), seed)
         details = {"tokens": int(tokens.sum()), "windows": sum(map(len, outputs)),
                    "characters": int(sums("num_characters").sum()), "bytes": int(sums("num_bytes").sum())}
         return Measured(len(rows), metrics, details)

@@ -100,7 +100,7 @@ def steps(
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         yield StepResult(
-            step=n + 1, loss=loss, terms=means, lr=optimizer.param_groups[0]["lr"], grad_norm=grad_norm,
+            step=n + 1, loss=loss, terms=means, lr=optimizer.param_groups[-1]["lr"], grad_norm=grad_norm,
             num_tokens=sum(batch.num_tokens for batch in step.micro),
             seconds=time.perf_counter() - began, skipped=not finite,
         )
