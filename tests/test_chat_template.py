@@ -214,6 +214,12 @@ def test_the_template_may_object() -> None:
         render(tokenizer_with(SPLITTING), messages)
 
 
+def test_what_is_none_is_left_out_as_in_transformers() -> None:
+    tokenizer = tokenizer_with("{% for m in messages %}{{ m.role }}{{ m.content }}<|im_end|>{% endfor %}")
+    messages = [{"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}]
+    assert render(tokenizer, messages) == oracle(tokenizer).apply_chat_template(messages, tokenize=True)["input_ids"]
+
+
 def test_no_template_is_an_error() -> None:
     with pytest.raises(TokenizerError, match="no chat template"):
         render(train(TEXTS, TokenizerSettings(vocab_size=300)), [{"role": "user", "content": "a"}])
@@ -225,13 +231,15 @@ def test_no_template_is_an_error() -> None:
 @pytest.mark.parametrize("source", [
     "{% for i in range(10**9) %}x{% endfor %}",
     "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
-    "{% for i in range(99999) %}{% for j in range(99999) %}{{ messages }}{% endfor %}{% endfor %}",
+    "{% set r = range(99999) %}{% for i in r %}{% for j in r %}{% endfor %}{% endfor %}",
+    "{% set r = range(99999) | list %}{% for i in range(999) %}{% set x = r | map('string') | list %}{% endfor %}",
+    "{% for i in range(99999) %}{% set x = [[1] | first, [2] | last, [3] | first, 'a' | upper] | list | length %}"
+    "{% for j in 'abc' %}{{ [j] | first | lower | upper | lower }}{% endfor %}{% endfor %}",
     "{% macro f(n) %}{{ f(n + 1) }}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
     "{% macro f(n) %}{% if n < 60 %}{% set a = f(n + 1) %}{% set b = f(n + 1) %}{% endif %}{% endmacro %}{{ f(0) }}",
     "{% for i in [1, 2] recursive %}{{ loop([1, 2]) }}{% endfor %}",
-    "{{ 'x' * 10**9 }}", "{{ [1] * 10**9 }}", "{{ 10**9 * 'x' }}", "{{ 9**9**9 }}", "{{ '%999999999d' % 1 }}",
-    "{{ '{:999999999}'.format(1) }}", "{{ 'x'.ljust(10**9) }}", "{{ 'x'.zfill(10**9) }}", "{{ 'x' | center(10**9) }}",
-    "{{ 'x' | indent(10**9) }}", "{{ [1] | tojson(indent=10**9) }}", "{{ '\\t'.expandtabs(10**9) }}",
+    "{{ 'x' * 10**12 }}", "{{ [1] * 10**12 }}", "{{ 10**12 * 'x' }}", "{{ 9**(9**9) }}", "{{ 'x' | center(10**12) }}",
+    "{{ 'x' | indent(10**12) }}", "{{ [1] | tojson(indent=10**12) }}", "{{ strftime_now('%c' * 999999) }}",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x + n.x %}{% endfor %}",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
     "{% set n = namespace(x='x') %}{% for i in range(99) %}{% set n.x = n.x.replace('x', 'xx') %}{% endfor %}",
@@ -245,6 +253,7 @@ def test_no_template_is_an_error() -> None:
     "{% set n = namespace(x=[1]) %}{% for i in range(99) %}{% set n.x = [n.x, n.x] %}{% endfor %}"
     "{{ [n.x] | map('string') | join }}",
     "{% set n = namespace(x=2) %}{% for i in range(99) %}{% set n.x = n.x * n.x %}{% endfor %}",
+    "{% set n = namespace(x='xx') %}{% for i in range(99) %}{% set n.x = n.x.join(['', n.x, '']) %}{% endfor %}",
     "{{ lipsum(10**9) }}", "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "x" * (1 << 21),
     "{{ ''.__class__.__mro__ }}", "{{ ''|attr('__class__') }}", "{{ messages.append(1) }}",
     "{{ namespace(__class__=1) }}", "{% set n = namespace() %}{% set n.__init__ = 1 %}", "{{ dict.mro() }}",
@@ -258,6 +267,15 @@ def test_a_malicious_or_broken_template_fails_in_time(source: str, monkeypatch: 
         render_template(source, {"messages": [{"role": "user", "content": "x"}]})
     assert time.monotonic() - start < 3
     assert len(str(caught.value).split("\n")) >= 3
+    assert "MemoryError" not in caught.value.what
+
+
+@pytest.mark.parametrize("source", [
+    "{{ '%999d' % 1 }}", "{{ '{:999}'.format(1) }}", "{{ 'x'.ljust(9) }}", "{{ 'x'.zfill(9) }}", "{{ [1].sort() }}",
+    "{{ ('x' | e).ljust(9) }}", "{{ 'x'.expandtabs(9) }}", "{{ 'x'.encode() }}", "{{ (1).to_bytes(9, 'big') }}"])
+def test_other_methods_are_not_available(source: str) -> None:
+    with pytest.raises(TokenizerError, match="SecurityError"):
+        render_template(source, {})
 
 
 @pytest.mark.parametrize(("source", "expected"), [

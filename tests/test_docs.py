@@ -93,7 +93,8 @@ def code_links(path: Path) -> Iterator[tuple[str, str, str]]:
     for link in _LINK.finditer(prose(path)):
         if link["target"].endswith(".py"):
             symbol = _INLINE.search(link["text"])
-            yield _INLINE.sub("", link["text"]).strip(), symbol[1] if symbol else "", link["target"]
+            text = _INLINE.sub("", link["text"]).replace("\\_", "_").strip()
+            yield text, symbol[1] if symbol else "", link["target"]
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)
@@ -211,6 +212,12 @@ def test_commands_parse(path: Path) -> None:
                 command.make_context(name, rest)  # reads the arguments, and runs nothing
             except Exception as error:
                 pytest.fail(f"wenmo {shlex.join(arguments)}: {type(error).__name__}: {error}")
+
+
+def test_the_atlas_says_the_whole_command() -> None:
+    for arguments in inline_commands(ATLAS):
+        command, name, rest = command_of(arguments)
+        command.make_context(name, rest)
 
 
 @pytest.mark.parametrize("path", DOCS, ids=name_of)

@@ -209,12 +209,15 @@ def test_a_stop_over_three_tokens(monkeypatch: pytest.MonkeyPatch, tiny: nn.Modu
     assert (done.text, done.reason, len(done.ids)) == ("ab", "stop", 5)
     pieces, done = scripted(monkeypatch, tiny, tokenizer, [*ids[:4], *ids[5:], 0], stop=("XYZ", "Zc"))
     assert [piece.text for piece in pieces] == ["a", "b", "XYc", "d", ""]
+    pieces, _ = scripted(monkeypatch, tiny, tokenizer, [ids[0], ids[2], ids[2], ids[3]], stop=("XXY",))
+    assert [piece.text for piece in pieces] == ["a", ""]
 
 
 def test_the_stop_that_ends_first_counts(monkeypatch: pytest.MonkeyPatch, tiny: nn.Module,
                                          tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("x") + tokenizer.encode("y") + tokenizer.encode("z")
     assert scripted(monkeypatch, tiny, tokenizer, ids, stop=("xyz", "y"))[1].text == "x"
+    assert scripted(monkeypatch, tiny, tokenizer, ids, stop=("z", "yz"))[1].text == "x"
 
 
 def test_a_stop_within_one_token_leaves_what_is_before_it(monkeypatch: pytest.MonkeyPatch, tiny: nn.Module,

@@ -146,6 +146,16 @@ def test_merges_that_spell_control_do_not_fire(text: str) -> None:
     assert full.encode("<s> ab").ids == [0, 0, 1]
 
 
+def test_a_control_token_that_takes_spaces_stands_in_its_own_piece() -> None:
+    full = tokenizers.Tokenizer.from_str(trained("bpe")._definition)
+    full.add_special_tokens([tokenizers.AddedToken("<é>", lstrip=True, rstrip=True)])
+    own = Tokenizer(full.to_str())
+    id = own.control_strings["<é>"]
+    ids, spans = own.encode_pieces(["a ", id, " ", "b"])
+    assert (ids, spans) == ([*own.encode("a"), id, *own.encode("b")], [(0, 0), (1, 1), (3, 3)])
+    assert own.decode([id], keep_control=True) == own.token(id) == "<é>"
+
+
 def test_an_unknown_token_that_ends_texts_is_refused() -> None:
     full = tokenizers.Tokenizer(models.WordPiece({"[SEP]": 0, "a": 1}, unk_token="[SEP]"))
     Tokenizer(full.to_str(), {"pad_token": "[SEP]"})
@@ -301,6 +311,8 @@ def test_old_folders_open(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
     config.unlink()
     assert Tokenizer.load(tmp_path).control == trained("wordpiece").control
+    Tokenizer.load(tmp_path).save(tmp_path / "new")
+    assert AutoTokenizer.from_pretrained(tmp_path / "new").cls_token_id == trained("wordpiece").cls_id
     assert len(Tokenizer.load(tmp_path).encode("我爱北京")) == 4
 
     names = {"cls_token": {"content": "[CLS]"}, "bos_token": "[B]"}
@@ -353,6 +365,14 @@ def test_damage_anywhere_is_a_tokenizer_error(kind: str) -> None:
     assert refused > 20
 
 
+@pytest.mark.parametrize("path", [("model", "vocab", "[UNK]"), ("post_processor", "special_tokens", "[CLS]")])
+def test_damage_that_shows_only_in_use_is_found_at_once(path: tuple[str, ...]) -> None:
+    definition = json.loads(trained("wordpiece")._definition)
+    del functools.reduce(lambda node, key: node[key], path[:-1], definition)[path[-1]]
+    with pytest.raises(TokenizerError):
+        Tokenizer(json.dumps(definition | {"added_tokens": definition["added_tokens"][2:]}))
+
+
 # Training ---------------------------------------------------------------------------------------------
 
 
@@ -392,8 +412,15 @@ def test_real_chinese() -> None:
     assert wordpiece.vocab_size <= 6000
 
 
+def small_wordpiece(text: str, vocab_size: int) -> Tokenizer:
+    return train([text], TokenizerSettings(type="wordpiece", vocab_size=vocab_size, min_frequency=1))
+
+
 def test_a_small_wordpiece_keeps_the_frequent_characters() -> None:
-    small = train(["我我我爱爱北，，，，"], TokenizerSettings(type="wordpiece", vocab_size=8))
+    assert {small_wordpiece("我爱北京", 7).token(id) for id in (5, 6)} == {"京", "北"}  # of equals the first
+    for size in range(6, 30):
+        assert small_wordpiece("abc abd hello ￥ 々1", size).vocab_size <= size
+    small = small_wordpiece("我我我爱爱北，，，，", 8)
     assert [small.token(id) for id in range(8)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "我", "爱", "，"]
     assert statistics(small, ["我爱北"])["unknown_rate"] == pytest.approx(1 / 3)
 
@@ -402,6 +429,12 @@ def test_digits_and_words_are_not_merged_across() -> None:
     bpe = train(["2024年2024年 it's it's  x\n\n\n"] * 9, TokenizerSettings(vocab_size=300))
     assert [bpe.token(id) for id in bpe.encode("2024年 it's  x\n\n\n")] == [
         "2", "0", "2", "4", "年", " it", "'s", " ", " x", "\n\n\n"]
+
+
+def test_where_a_run_begins_does_not_decide_how_it_is_split() -> None:
+    bpe = train(["北京"] * 9, TokenizerSettings(vocab_size=270, max_run=2))
+    assert [bpe.token(id) for id in bpe.encode("北京北京")] == ["北京", "北京"]
+    assert bpe.token(bpe.encode("我北京")[-1]) == "北京"
 
 
 def test_long_runs_do_not_slow_it_down() -> None:
@@ -455,6 +488,7 @@ def test_pieces_of_a_character_and_of_a_straddling_token_stay_together() -> None
     assert word_starts("龘 a", [(0, 1), (0, 1), (0, 1), (1, 2), (2, 3)]).tolist() == [True, False, False, True, True]
     # 天安门 is one word: the token 北京天 begins 北京, and 安门 goes on in its last word
     assert word_starts("北京天安门", [(0, 3), (3, 5)]).tolist() == [True, False]
+    assert word_starts("हिन्दी", [(0, 1), (1, 3), (3, 6)]).tolist() == [True, False, False]
     assert word_starts("", []).tolist() == []
 
 
@@ -472,11 +506,16 @@ def test_smollm_has_its_known_ids() -> None:
     assert smollm.wrap([5, 6])[0] == [5, 6]
 
 
+def own_tokens() -> list[str]:
+    vocabulary = json.loads(trained("bpe")._definition)["model"]["vocab"]
+    return sorted(vocabulary, key=vocabulary.get)
+
+
 def small_fields(**changes: object) -> dict[str, object]:
-    model = json.loads(trained("bpe")._definition)["model"]
-    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = json.loads(trained("bpe")._definition)["model"]["merges"]
+    tokens = own_tokens()
     fields = {"model": "gpt2", "pre": "smollm", "tokens": tokens, "bos_token_id": 1, "eos_token_id": 0,
-              "merges": [" ".join(pair) for pair in model["merges"]], "token_type": [3, 3, 4] + [1] * (len(tokens) - 3)}
+              "merges": [" ".join(pair) for pair in merges], "token_type": [3, 3, 4] + [1] * (len(tokens) - 3)}
     return {f"tokenizer.ggml.{key}": value for key, value in (fields | changes).items() if value is not None}
 
 
@@ -490,6 +529,8 @@ def test_each_kind_splits_in_its_way(pre: str, pieces: list[str]) -> None:
     split = own._full.pre_tokenizer.pre_tokenize_str("12345 67,\n\n x")
     assert [piece.replace("Ġ", " ").replace("Ċ", "\n") for piece, _ in split] == pieces
     assert own.wrap([7], [8]) == (([1, 7, 1, 8], [0, 0, 1, 1]) if pre == "llama-bpe" else ([7, 8], [0, 1]))
+    whole = from_gguf(small_fields(pre=pre, tokens=[*own_tokens(), "zqz"], token_type=None))
+    assert len(whole.encode("zqz")) == (1 if pre == "llama-bpe" else 3)
     assert own.encode("e\u0301") == own.encode("é" if pre == "qwen2" else "e\u0301")
     assert 2 in own.encode("a<|im_end|>")  # user-defined, not control
     assert 2 not in own.control_ids

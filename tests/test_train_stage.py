@@ -73,7 +73,7 @@ def weights(folder: Path) -> str:
 def test_masked_lm_learns(encoder: Path, data: Path) -> None:
     assert losses(encoder)[-1] < 0.75 * losses(encoder)[0]
     report = evaluate(str(encoder), str(data / "people.txt"))
-    assert report.metrics["masked_accuracy"].low > 0.1  # of 400 tokens
+    assert report.metrics["perplexity"].high < 200  # of 400 tokens
 
 
 def test_masked_lm_with_whole_words_and_next_sentence_learns(tmp_path: Path, data: Path) -> None:
@@ -130,7 +130,7 @@ def test_classification_learns_five_classes_of_unequal_size(tmp_path: Path) -> N
     rows = [(f"{time}{thing}真{words[label]}{i}", label) for label, number in zip(words, (80, 60, 40, 30, 20), strict=True)
             for i, (time, thing) in enumerate(itertools.islice(itertools.product(small_data.TIMES, THINGS), number))]
     write_csv(tmp_path / "stars.csv", ("text", "label"), rows)
-    made = recipe("classification", steps=120)
+    made = recipe("classification", steps=200)
     made["data"]["train"] = [{"path": "stars.csv"}]
     made["task"] |= {"class_weights": "balanced", "label_smoothing": 0.1}
     trained = run(made, tmp_path / "run", tmp_path)
@@ -235,7 +235,8 @@ def test_the_model_folder_holds_the_best_weights(tmp_path: Path, data: Path, con
     assert best < trained.steps == 60
     card = json.loads((trained.folder / "model" / "wenmo.json").read_text())
     assert card["lineage"]["best_step"] == best
-    assert card["scores"] == {"choose": {"n": 40, "loss": values[best]}}
+    assert card["scores"] == {"choose": {"n": 40, **trained.metrics}}
+    assert trained.metrics["loss"] == values[best]
     kept = trained.folder / "checkpoints" / f"step-{best}" / "model.safetensors"
     assert weights(trained.folder) == sha256_file(kept)
     assert not (trained.folder / "best").exists()
@@ -366,7 +367,7 @@ def test_the_card(tmp_path: Path, data: Path, task: str) -> None:
     assert list(lineage["data_sha256"]) == [f"data.train.{i}" for i in range(sources)]
     assert lineage["tokenizer_sha256"] == sha256_file(trained.folder / "model" / "tokenizer.json")
     assert card["scores"]["choose"] == {"n": 20, **trained.metrics}
-    assert set(card["languages"]) == {"zh", "en"}
+    assert {"zh", "latin"} <= set(card["languages"])
     loaded = load(str(trained.folder))
     assert [entry["prompt"] for entry in card["golden"]] == list(golden.PROMPTS)
     assert golden.check(loaded.model, loaded.tokenizer, card["golden"], "here", tolerance=2e-5) < 2e-5

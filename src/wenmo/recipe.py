@@ -5,7 +5,7 @@ In: YAML and overrides. Out: one `Recipe`, or one error with every fault in it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from wenmo.config import Count, Settings, apply_overrides, free, parse, read_yaml
 from wenmo.device import DType
 from wenmo.errors import say
+from wenmo.models import architecture
 from wenmo.models.bert import BertConfig
 from wenmo.models.llama import LlamaConfig
 from wenmo.models.t5 import T5Config
@@ -52,7 +53,7 @@ ModelSettings = Annotated[
 
 class Choose(Settings):
     """Rows for validation and for choosing the best checkpoint: `carve` so many from the training rows (by seed, after
-    duplicates are dropped; left out: a twentieth, at most 1,000), or files of their own. `carve: 0` measures nothing."""
+    duplicates are dropped; left out: a twentieth, at most 1,000), or files of their own. 0 measures nothing."""
 
     carve: Count | None = None
     files: tuple[SourceSettings, ...] = ()
@@ -87,14 +88,14 @@ class TrainSettings(LoopSettings):
     """`batch_tokens`: of one optimizer step, cut into `accumulation` micro-batches. `evaluate_every` and `save_every`
     are steps; left out, a tenth of the run. `samples`: prompts to be continued at each evaluation."""
 
-    epochs: float | None = Field(None, gt=0)
+    epochs: float | None = Field(None, gt=0, allow_inf_nan=False)
     steps: Count | None = Field(None, gt=0)
     batch_tokens: Count = Field(8192, gt=0)
     accumulation: int = Field(1, ge=1)
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     dtype: DType = "auto"
-    device: str = free("auto")
+    device: str = free("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = free(None, gt=0)
     best: BestSettings | None = None
     evaluate_every: Count | None = Field(None, gt=0)
@@ -122,25 +123,59 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _parts_fit(self) -> Recipe:
         """What can be known to be wrong before a single row is read."""
-        from_model = isinstance(self.tokenizer, From) and self.tokenizer.reference == "model"
-        if not isinstance(self.model, From):
-            if from_model:
-                raise ValueError(say("a new model needs a tokenizer: `tokenizer: {train: {…}}` or `{from: …}`",
-                                     "新模型需要分词器：`tokenizer: {train: {…}}` 或 `{from: …}`"))
-            longest = self.model.max_tokens
-            if longest is not None and self.data.max_tokens > longest:
-                raise ValueError(say(
-                    f"data.max_tokens is {self.data.max_tokens}, the model's positions end at {longest}",
-                    f"data.max_tokens 为 {self.data.max_tokens}，而模型的位置只到 {longest}"))
-        elif not from_model:
-            raise ValueError(say("a trained model keeps its tokenizer: take `tokenizer` out",
-                                 "已训练的模型须用自己的分词器：请去掉 `tokenizer`"))
-        if self.train.best is not None and self.data.choose.carve == 0 and not self.data.choose.files:
-            raise ValueError(say("train.best needs rows to choose by: set data.choose.carve",
-                                 "train.best 需要用于选择的数据：请设置 data.choose.carve"))
-        if self.train.samples and self.task.type != "causal_lm":
-            raise ValueError(say("train.samples needs a causal_lm task", "train.samples 只适用于 causal_lm 任务"))
+        faults = [*self._model_faults(), *self._useless_keys()]
+        if faults:
+            raise ValueError("; ".join(faults))
         return self
+
+    def _model_faults(self) -> Iterator[str]:
+        from_model = isinstance(self.tokenizer, From) and self.tokenizer.reference == "model"
+        if isinstance(self.model, From):
+            if not from_model:
+                yield say("a trained model keeps its tokenizer: take `tokenizer` out",
+                          "已训练的模型须用自己的分词器：请去掉 `tokenizer`")
+            return
+        if from_model:
+            yield say("a new model needs a tokenizer: `tokenizer: {train: {…}}` or `{from: …}`",
+                      "新模型需要分词器：`tokenizer: {train: {…}}` 或 `{from: …}`")
+        longest = self.model.max_tokens
+        if longest is not None and self.data.max_tokens > longest:
+            yield say(f"data.max_tokens is {self.data.max_tokens}, the model's positions end at {longest}",
+                      f"data.max_tokens 为 {self.data.max_tokens}，而模型的位置只到 {longest}")
+        kinds, cls = self.task.head_kinds, architecture(self.model.model_type, "model.type")
+        if kinds not in cls.classes.values():
+            wanted = " + ".join(sorted(kinds))
+            yield say(f"`model.type: {self.model.model_type}` has no head for {wanted}",
+                      f"`model.type: {self.model.model_type}` 没有 {wanted} 对应的输出头")
+        if (isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.train.type == "bpe"
+                and self.task.type == "masked_lm"):
+            yield say("masked_lm needs a mask token: `tokenizer: {train: {type: wordpiece}}`",
+                      "masked_lm 需要 mask 词元：`tokenizer: {train: {type: wordpiece}}`")
+
+    def _useless_keys(self) -> Iterator[str]:
+        """Each key acts, or is refused."""
+        def useless(key: str, en: str, zh: str) -> str:
+            return say(f"`{key}` does nothing here, {en}: take it out", f"`{key}` 在此不起作用（{zh}）：请去掉")
+
+        if self.data.choose.carve == 0 and not self.data.choose.files:
+            for name in ("best", "evaluate_every", "samples"):
+                if getattr(self.train, name):
+                    yield say(f"train.{name} needs rows to choose by: set data.choose.carve",
+                              f"train.{name} 需要用于选择的数据：请设置 data.choose.carve")
+        if self.train.samples and self.task.type != "causal_lm":
+            yield say("train.samples needs a causal_lm task", "train.samples 只适用于 causal_lm 任务")
+        if self.data.too_long != "head" and self.task.type != "classification":
+            yield useless("data.too_long", "long documents are cut into pieces and all are learned from",
+                          "长文档会切成片段，全部用于训练")
+        for part, sources in (("choose.files", self.data.choose.files), ("report", self.data.report)):
+            for number, source in enumerate(sources):
+                if source.weight != 1:
+                    yield useless(f"data.{part}.{number}.weight", "each row is read once", "每行只读一次")
+        if isinstance(self.tokenizer, TrainTokenizer):
+            train = self.tokenizer.train
+            if train.type == "wordpiece" and train.max_run != TokenizerSettings().max_run:
+                yield useless("tokenizer.train.max_run", "wordpiece takes Han characters one by one",
+                              "wordpiece 逐个处理汉字")
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

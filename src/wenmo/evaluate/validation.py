@@ -5,13 +5,15 @@ In: the model as it is, examples with targets, the rows. Out: plain numbers by n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
 
 from wenmo.data.examples import Examples
 from wenmo.data.loader import evaluation_batches
+from wenmo.data.sequence import Batch
 from wenmo.device import Device
 from wenmo.models import LanguageModel
 from wenmo.objectives import Objective
@@ -23,6 +25,17 @@ BATCH_TOKENS = 8192
 def validate(model: LanguageModel, task: Task, objective: Objective, examples: Examples,
              rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
     """`loss` (as in training, without dropout), each term by name, and the task's metrics where rows have targets."""
+    return _measured(model, task, objective, evaluation_batches(examples, BATCH_TOKENS), rows, on)
+
+
+def first_batch(model: LanguageModel, task: Task, objective: Objective, examples: Examples,
+                rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
+    """What `validate` gives, of the first batch alone: for the names, before training begins."""
+    return _measured(model, task, objective, islice(evaluation_batches(examples, BATCH_TOKENS), 1), rows, on)
+
+
+def _measured(model: LanguageModel, task: Task, objective: Objective, batches: Iterable[Batch],
+              rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
     module: Any = model
     module.eval()
     sums: dict[str, float] = {}
@@ -30,7 +43,7 @@ def validate(model: LanguageModel, task: Task, objective: Objective, examples: E
     weights: dict[str, float] = {}
     outputs: dict[int, list[Any]] = {}
     with torch.inference_mode():
-        for batch in evaluation_batches(examples, BATCH_TOKENS):
+        for batch in batches:
             for name, count in objective.counts(batch).items():
                 counts[name] = counts.get(name, 0.0) + count
             batch = batch.to(on.device)
@@ -45,6 +58,7 @@ def validate(model: LanguageModel, task: Task, objective: Objective, examples: E
     if len(means) > 1:
         result |= {f"{name}_loss": mean for name, mean in means.items()}
     if task.settings.target_columns:
-        measured = task.measure(rows, [outputs[row] for row in range(len(rows))], seed=0)
+        seen = sorted(outputs)
+        measured = task.measure([rows[row] for row in seen], [outputs[row] for row in seen], seed=0)
         result |= {name: estimate.value for name, estimate in measured.metrics.items()}
     return result

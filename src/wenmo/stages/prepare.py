@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from wenmo.config import parse
 from wenmo.data.examples import Examples, Mixture
 from wenmo.data.sources import SourceRows, carve_sources, contents, fingerprint, open_sources, stream_rows, without
 from wenmo.errors import DataError, RecipeError, say
-from wenmo.files import sha256, sha256_file
+from wenmo.files import atomic_folder, sha256, sha256_file
 from wenmo.locate import locate
 from wenmo.modeldir import Opened, check_vocabulary, open_model, open_tokenizer
 from wenmo.models import architecture, check_heads, create
@@ -70,25 +70,41 @@ class Corpus:
                 _log.info(str(found))
         for rows in (*train, *held_out):
             _log.info(str(rows))
-        known = contents((row for rows in (*held_out, *report) for row in rows.rows), self.columns)
-        if known:
-            train = [_leave_out(rows, known, self.columns) for rows in train]
+        held_out = [self._without(report, rows) for rows in held_out]
+        train = [self._without([*held_out, *report], rows) for rows in train]
         choose = [row for rows in held_out for row in rows.rows]
         number = self.recipe.data.choose.number(sum(len(rows.rows) for rows in train))
         if number:
             train, choose = carve_sources(train, number, self.recipe.seed)
             _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
-        return Rows(train, choose)
+            if not unique:  # of a text that stands in several rows, some may have been drawn
+                known = contents(choose, self.columns)
+                train = [replace(rows, rows=without(rows.rows, known, self.columns)) for rows in train]
+        return self._some(Rows(train, choose))
 
+    def _without(self, held_out: Sequence[SourceRows], rows: SourceRows) -> SourceRows:
+        """The rows whose texts do not stand in the files held out."""
+        known = contents((row for each in held_out for row in each.rows), self.columns)
+        kept = without(rows.rows, known, self.columns) if known else rows.rows
+        gone = len(rows.rows) - len(kept)
+        if gone:
+            name = rows.source.settings.path
+            _log.info(say(f"{name}: {gone:,} rows left out, since they stand in the held-out files",
+                          f"{name}：{gone:,} 行因出现在留出文件中而剔除"))
+        return replace(rows, rows=kept)
 
-def _leave_out(rows: SourceRows, known: set[bytes], columns: tuple[str, ...]) -> SourceRows:
-    kept = without(rows.rows, known, columns)
-    gone = len(rows.rows) - len(kept)
-    if gone:
-        name = rows.source.settings.path
-        _log.info(say(f"{name}: {gone:,} rows left out, since they stand in the held-out files",
-                      f"{name}：{gone:,} 行因出现在留出文件中而剔除"))
-    return SourceRows(rows.source, kept, rows.counts, rows.sha256)
+    def _some(self, rows: Rows) -> Rows:
+        """DataError where nothing is left to learn from, or to choose by."""
+        if not any(source.rows for source in rows.train):
+            raise DataError(say("no training row is left: all stand in the held-out files",
+                                "没有剩下训练数据：所有行都在留出文件中"), where="data.train",
+                            mend=say("give files with other rows", "请给出含有其他行的文件"))
+        train = self.recipe.train
+        if not rows.choose and (train.best is not None or train.evaluate_every is not None or train.samples):
+            raise DataError(say("there are no rows to choose by", "没有可用于选择的数据"), where="data.choose",
+                            mend=say("set data.choose.carve, or name files whose rows stand nowhere else",
+                                     "请设置 data.choose.carve，或指定其内容不在别处出现的文件"))
+        return rows
 
 
 def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantine: Path | None) -> list[SourceRows]:
@@ -132,11 +148,11 @@ def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path) -> Tokenizer:
     if isinstance(recipe.model, From):
         return open_tokenizer(recipe.model.reference)
     if isinstance(recipe.tokenizer, TrainTokenizer):
-        if (folder / "tokenizer.json").exists():
+        if folder.exists():
             return Tokenizer.load(folder)
         tokenizer = tokenizer_training.train(list(rows.texts(recipe.task.columns)), recipe.tokenizer.train)
-        folder.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(folder)
+        with atomic_folder(folder) as unfinished:
+            tokenizer.save(unfinished)
         _log.info(say(f"tokenizer trained: {tokenizer.vocab_size:,} tokens",
                       f"分词器已训练：{tokenizer.vocab_size:,} 个词元"))
         return tokenizer

@@ -22,9 +22,9 @@ from wenmo import golden, modeldir
 from wenmo.config import to_yaml
 from wenmo.data.examples import Examples
 from wenmo.data.loader import Loader
-from wenmo.errors import say
-from wenmo.evaluate.validation import validate
-from wenmo.files import sha256
+from wenmo.errors import CheckpointError, UsageError, say
+from wenmo.evaluate.validation import first_batch, validate
+from wenmo.files import sha256, sweep_unfinished
 from wenmo.generate import Sampling, generate
 from wenmo.modeldir import Opened, save_model, write_into
 from wenmo.recipe import From, Recipe
@@ -43,7 +43,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Trained:
-    """The finished (or interrupted: `exit_code` 75 or 130) run."""
+    """The finished (or interrupted: `exit_code` 75 or 130) run; `metrics` are those of the weights that it keeps."""
 
     folder: Path
     steps: int
@@ -58,9 +58,13 @@ def train(recipe: Recipe, out: Path, *, data_root: Path = Path(".")) -> Trained:
     began = time.monotonic()
     on = machine.choose(recipe.train.device, recipe.train.dtype, recipe.train.threads)
     _log.info(str(on))
+    if out.exists() and not out.is_dir():
+        raise UsageError(say("--out is a file, not a folder", "--out 是文件，不是文件夹"), where=str(out),
+                         mend=say("give --out a new or an empty folder", "请让 --out 指向新的或空的文件夹"))
     corpus = Corpus(recipe, data_root)
     facts = {**corpus.facts, **prepare.model_facts(recipe)}
     with Run.open(out, recipe, facts) as run, Stopper() as stopper:
+        sweep_unfinished(run.folder / "shards")
         rows = corpus.read(run.folder / "quarantine.jsonl")
         tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer")
         task = prepare.task_for(recipe, tokenizer, rows)
@@ -89,7 +93,7 @@ class _Training:
         self.optimizer = optimizer.build(self.model, settings.optimizer)
         self.best = Best(settings.best or BestSettings())
         self.tokens = 0
-        self.metrics: dict[str, float] = {}
+        self.metrics: dict[str, float] = {}  # of the evaluation whose weights are kept
         self.choose: Examples | None = None
         if rows.choose:
             values = prepare.values_of(rows.choose)
@@ -99,10 +103,14 @@ class _Training:
     def carry_out(self) -> Trained:
         start = self._resume()
         if start >= self.total_steps and (self.run.model / "config.json").exists():
+            shutil.rmtree(self.run.folder / "best", ignore_errors=True)  # a kill may have come before
             _log.info(say(f"this run has finished; its model is in {self.run.model}",
                           f"该训练已完成，模型在 {self.run.model}"))
             return self._trained(start)
         settings = self.recipe.train
+        if settings.best is not None and self.choose is not None:  # a misspelt metric costs no training
+            Best(settings.best).see(0, first_batch(self.model, self.task, self.objective, self.choose,
+                                                   prepare.values_of(self.rows.choose), self.on))
         results = steps(self.model, self.optimizer, self.objective, self.loader.batches, schedule=settings.schedule,
                         total_steps=self.total_steps, settings=settings, device=self.on, seed=self.recipe.seed,
                         start_step=start)
@@ -135,14 +143,25 @@ class _Training:
             return 0
         saved = checkpoint.load(found, self.model, self.optimizer)
         checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())  # a kill may have come between
+        self._refuse_other_tokenizer(found, saved.state["tokenizer"])
         self.run.rewind(saved.step)
         self.tokens = int(saved.state["tokens"])
         self.best = Best(self.recipe.train.best or BestSettings(), saved.state["best"])
+        self.metrics = dict(saved.state["metrics"])
         _log.info(say(f"goes on from step {saved.step} of {self.total_steps}",
                       f"从第 {saved.step}/{self.total_steps} 步继续"))
         if saved.state["finished"]:
             self.total_steps = saved.step
         return saved.step
+
+    def _refuse_other_tokenizer(self, found: Path, before: str) -> None:
+        """One from elsewhere is among the run's facts; one trained in the run is a file that anyone may change."""
+        now = self.task.tokenizer.sha256
+        if now != before:
+            raise CheckpointError(
+                say("this run was begun with something else:", "该运行开始时的设定与现在不同：")
+                + f"\n  tokenizer: {before[:12]}… → {now[:12]}…", where=str(self.run.folder / "tokenizer"),
+                mend=say(f"copy tokenizer.json back from {found}", f"请从 {found} 复制回 tokenizer.json"))
 
     def _log_step(self, result: StepResult) -> None:
         self.run.log({
@@ -155,15 +174,18 @@ class _Training:
     def _evaluate(self, step: int) -> None:
         assert self.choose is not None
         values = prepare.values_of(self.rows.choose)
-        self.metrics = validate(self.model, self.task, self.objective, self.choose, values, self.on)
+        metrics = validate(self.model, self.task, self.objective, self.choose, values, self.on)
         row: dict[str, Any] = {"step": step, "tokens": self.tokens,
-                               **{f"val_{name}": value for name, value in self.metrics.items()}}
+                               **{f"val_{name}": value for name, value in metrics.items()}}
         if self.recipe.train.samples:
             row["samples"] = self._samples()
         self.run.log(row)
-        shown = "  ".join(f"{name} {value:.4f}" for name, value in self.metrics.items())
+        shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _log.info(say(f"step {step}: validation ", f"第 {step} 步：验证 ") + shown)
-        if self.recipe.train.best is not None and self.best.see(step, self.metrics):
+        if self.recipe.train.best is None:
+            self.metrics = metrics
+        elif self.best.see(step, metrics):
+            self.metrics = metrics
             save_model(self.run.folder / "best", self.opened)
 
     def _samples(self) -> list[dict[str, str]]:
@@ -176,31 +198,25 @@ class _Training:
                 for prompt, [completion] in zip(self.recipe.train.samples, done, strict=True)]
 
     def _save(self, step: int, *, finished: bool) -> None:
-        state = {"tokens": self.tokens, "best": self.best.to_dict(), "finished": finished}
+        state = {"tokens": self.tokens, "best": self.best.to_dict(), "metrics": self.metrics, "finished": finished,
+                 "tokenizer": self.task.tokenizer.sha256}
         write_model = partial(write_into, opened=self.opened)
         checkpoint.save(self.run.checkpoints, step, write_model, self.optimizer, self.model, state)
         checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())
 
     def _finish(self, step: int) -> None:
         """The run's model: the best weights (or the last), with the lineage, scores and golden prompts."""
-        if self.recipe.train.best is not None and (self.run.folder / "best").exists():
-            weights = checkpoint.read_weights(self.run.folder / "best")
-            self.model.load_state_dict(weights, strict=False)
+        if self.best.step is not None:
+            checkpoint.load_weights(self.run.folder / "best", self.model)
         self.model.eval()
         card = self.opened.card
         card["lineage"] |= {"steps": step, "tokens": self.tokens, "best_step": self.best.step}
-        card["scores"] = {"choose": {"n": len(self.rows.choose), **self._kept_metrics()}} if self.rows.choose else {}
+        card["scores"] = {"choose": {"n": len(self.rows.choose), **self.metrics}} if self.rows.choose else {}
         self.model.compute_dtype = torch.float32  # as it will be opened
         card["golden"] = golden.record(self.model, self.task.tokenizer)
         save_model(self.run.model, self.opened)
         shutil.rmtree(self.run.folder / "best", ignore_errors=True)
         _log.info(say("the model is in ", "模型在 ") + str(self.run.model))
-
-    def _kept_metrics(self) -> dict[str, float]:
-        """The logged metrics of the evaluation whose weights were kept."""
-        if self.recipe.train.best is None:
-            return self.metrics
-        return {self.recipe.train.best.metric: self.best.value} if self.best.value is not None else {}
 
     def _trained(self, step: int, exit_code: int = 0) -> Trained:
         return Trained(self.run.folder, step, self.tokens, time.monotonic() - self.began, self.metrics, exit_code)

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import BeforeValidator, Field, field_validator
 
 from wenmo.config import Fraction, Settings
 from wenmo.data.examples import Rows
@@ -27,15 +28,32 @@ from wenmo.tasks.task import Built, Encoded, Lengths, Measured
 from wenmo.text.tokenizer import Tokenizer
 
 
+def _label(value: Any) -> Any:
+    """Labels are names: a number in a recipe (`labels: [0, 1]`) is the name that a file writes so."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Label = Annotated[str, BeforeValidator(_label)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
 class ClassificationSettings(Settings):
     """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
     class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label."""
 
     type: Literal["classification"] = "classification"
-    labels: tuple[str, ...] | None = None
+    labels: tuple[Label, ...] | None = Field(None, min_length=2)
     pair: bool = False
-    class_weights: Literal["balanced"] | dict[str, float] | None = None
+    class_weights: Literal["balanced"] | dict[Label, Weight] | None = None
     label_smoothing: Fraction = 0.0
+
+    @field_validator("labels")
+    @classmethod
+    def _all_different(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        twice = [label for label, count in Counter(labels or ()).items() if count > 1]
+        if twice:
+            raise ValueError(say(f"{', '.join(twice)} stands twice", f"{'、'.join(twice)} 出现了两次"))
+        return labels
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -44,6 +62,10 @@ class ClassificationSettings(Settings):
     @property
     def target_columns(self) -> tuple[str, ...]:
         return ("label",)
+
+    @property
+    def head_kinds(self) -> frozenset[str]:
+        return frozenset({"classification"})
 
 
 @dataclass(frozen=True)
@@ -77,6 +99,13 @@ class Classification:
                 say(f"no training row has the label {', '.join(unseen)}", f"训练数据中没有标签 {', '.join(unseen)}"),
                 where="task.labels",
                 mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
+        unlisted = sorted(set(counts) - set(labels))
+        if unlisted:
+            raise RecipeError(
+                say(f"training rows have the label {', '.join(unlisted)}, which is not listed",
+                    f"训练数据中的标签 {', '.join(unlisted)} 未列出"),
+                where="task.labels",
+                mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
         if len(labels) < 2:
             raise DataError(
                 say(f"all training rows have the label {labels[0] if labels else '?'}",
@@ -100,23 +129,35 @@ class Classification:
                 + ", ".join(self.labels))
         return tuple(given[label] for label in self.labels)
 
+    @cached_property
+    def _room(self) -> int:
+        """Tokens of the text or the two texts. RecipeError where there is none."""
+        least = self.tokenizer.num_wrapping(self.settings.pair) + len(self.settings.columns)
+        if self.lengths.max_tokens < least:
+            raise RecipeError(
+                say(f"{self.lengths.max_tokens} tokens leave no room for a text",
+                    f"{self.lengths.max_tokens} 个词元容不下文本"),
+                where="data.max_tokens", mend=say(f"at least {least}", f"至少 {least}"))
+        return self.lengths.max_tokens - least + len(self.settings.columns)
+
     def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
         texts = [str(row[column]) for column in self.settings.columns]
         parts = [self.tokenizer.encode(text) for text in texts]
-        room = self.lengths.max_tokens - self.tokenizer.num_wrapping(self.settings.pair)
+        room = self._room
         total = sum(map(len, parts))
         if len(parts) == 1:
-            parts = [self.lengths.fit(parts[0], room)]
+            parts = [self.lengths.fit(parts[0], room, texts[0])]
         elif total > room:
             # The longer text gives way first, until both are alike (as BERT's own pair truncation).
             shorter = min(map(len, parts))
             share = max(room - shorter, room // 2)
-            parts = [self.lengths.fit(part, share if len(part) > room - share else len(part)) for part in parts]
+            parts = [self.lengths.fit(part, share if len(part) > room - share else len(part), text)
+                     for part, text in zip(parts, texts, strict=True)]
             parts[1] = parts[1][: room - len(parts[0])]
         ids, segments = self.tokenizer.wrap(*parts)
         if not ids:
-            raise DataError(say("a text without a single token", "文本没有任何词元"), where=f"{number}",
-                            mend=say("remove the row", "请删除该行"))
+            raise DataError(say("a text without a single token", "文本没有任何词元"), 
+                            where=say(f"row {number + 1}", f"第 {number + 1} 行"), mend=say("remove it", "请删除该行"))
         tokens = {"ids": np.asarray(ids)}
         if self.settings.pair and any(segments):
             tokens["segments"] = np.asarray(segments)

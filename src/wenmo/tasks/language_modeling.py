@@ -52,6 +52,10 @@ class CausalLMSettings(_Documents):
     type: Literal["causal_lm"] = "causal_lm"
     label_smoothing: Fraction = 0.0
 
+    @property
+    def head_kinds(self) -> frozenset[str]:
+        return frozenset({"causal_lm"})
+
 
 class MaskedLMSettings(_Documents):
     """probability: share of tokens to be predicted. whole_word: the tokens of a word together (Chinese words by
@@ -62,6 +66,10 @@ class MaskedLMSettings(_Documents):
     whole_word: bool = False
     next_sentence: bool = False
     label_smoothing: Fraction = 0.0
+
+    @property
+    def head_kinds(self) -> frozenset[str]:
+        return frozenset({"masked_lm", "next_sentence"} if self.next_sentence else {"masked_lm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +102,7 @@ class LanguageModeling:
 
     @property
     def heads(self) -> Mapping[str, int]:
-        pairs = isinstance(self.settings, MaskedLMSettings) and self.settings.next_sentence
-        return {self.settings.type: 0} | ({"next_sentence": 2} if pairs else {})
+        return {kind: 2 if kind == "next_sentence" else 0 for kind in sorted(self.settings.head_kinds)}
 
     def fitted(self, rows: Iterable[Mapping[str, Any]]) -> LanguageModeling:
         return self
@@ -252,7 +259,8 @@ class LanguageModeling:
             metrics["bits_per_byte"] = bits_per_byte(nll, sums("num_bytes"), seed)
         else:
             right = sums("num_right")
-            metrics["masked_accuracy"] = bootstrap(lambda rows: right[rows].sum(1) / tokens[rows].sum(1), len(groups), seed)
+            metrics["masked_accuracy"] = bootstrap(
+                lambda rows: right[rows].sum(1) / tokens[rows].sum(1), len(groups), seed)
         details = {"tokens": int(tokens.sum()), "windows": sum(map(len, outputs)),
                    "characters": int(sums("num_characters").sum()), "bytes": int(sums("num_bytes").sum())}
         return Measured(len(rows), metrics, details)

@@ -26,6 +26,7 @@ from wenmo.objectives import Objective
 from wenmo.text.tokenizer import Tokenizer
 
 TooLong = Literal["head", "tail", "both", "refuse"]
+SHOWN = 40  # characters of a text in a message about it
 
 
 class Lengths(Settings):
@@ -34,16 +35,16 @@ class Lengths(Settings):
     max_tokens: Count = 128
     too_long: TooLong = "head"
 
-    def fit(self, ids: list[int], room: int) -> list[int]:
-        """At most `room` of the ids. Raises DataError if they are too many and the recipe says `refuse`."""
+    def fit(self, ids: list[int], room: int, text: str) -> list[int]:
+        """At most `room` of the text's ids. Raises DataError if they are too many and the recipe says `refuse`."""
         if len(ids) <= room:
             return ids
         if self.too_long == "refuse":
             raise DataError(
                 say(f"a text of {len(ids)} tokens, {room} fit", f"文本有 {len(ids)} 个词元，最多容纳 {room} 个"),
-                where="data.too_long: refuse",
-                mend=say("raise data.max_tokens, shorten the text, or set data.too_long to head, tail or both",
-                         "增大 data.max_tokens、缩短文本，或将 data.too_long 设为 head、tail 或 both"))
+                where=" ".join(text[:SHOWN].split()) + "…",
+                mend=say("shorten the text, raise data.max_tokens, or set data.too_long to head, tail or both",
+                         "缩短文本、增大 data.max_tokens，或将 data.too_long 设为 head、tail 或 both"))
         if self.too_long == "head":
             return ids[:room]
         if self.too_long == "tail":
@@ -82,7 +83,7 @@ class Measured:
 
 
 class TaskSettings(Protocol):
-    """Known before a tokenizer is: which columns a row must have."""
+    """Known before a tokenizer is: which columns a row must have, and which heads a model."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -93,6 +94,9 @@ class TaskSettings(Protocol):
     def target_columns(self) -> tuple[str, ...]:
         """Besides, to be learned from or measured on."""
         ...
+
+    @property
+    def head_kinds(self) -> frozenset[str]: ...
 
 
 class Task(Protocol):
