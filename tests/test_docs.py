@@ -237,6 +237,12 @@ def test_recipes_named_in_commands_are_there(path: Path) -> None:
                 assert (ROOT / word).exists(), word
 
 
+@pytest.mark.parametrize("path", DOCS, ids=name_of)
+def test_tests_named_in_the_text_are_there(path: Path) -> None:
+    for name in re.findall(r"tests/\w+\.py", prose(path)):
+        assert (ROOT / name).exists(), name
+
+
 def test_the_readme_shows_every_verb() -> None:
     verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     shown = {arguments[0] for arguments in (*fenced_commands(READMES[0]), *inline_commands(READMES[0]))}

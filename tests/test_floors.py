@@ -1,4 +1,4 @@
-"""The house stands: a room imports only rooms below it, folders on one floor are strangers, nothing forbidden is used."""
+"""The house stands: a room imports only rooms below it, folders on a floor are strangers, nothing forbidden is used."""
 
 from __future__ import annotations
 
@@ -111,12 +111,11 @@ def test_optional_libraries_stay_in_their_room(path: Path) -> None:
 
 
 def test_nothing_that_can_run_code_from_a_file() -> None:
-    forbidden = re.compile(r"\bimport pickle|from pickle|torch\.load\(|trust_remote_code|\beval\(|\bexec\(|shell=True|os\.system")
+    forbidden = re.compile(r"\bimport pickle|from pickle|torch\.load\(|trust_remote_code|(?<!\.)\beval\(|\bexec\(|"
+                           r"shell=True|os\.system")
     for path in FILES:
         code = "\n".join(line.split("#")[0] for line in path.read_text(encoding="utf-8").splitlines())
-        found = [match[0] for match in forbidden.finditer(code) if not match[0].startswith("eval(") or
-                 not re.search(r"\.eval\(", code[max(0, match.start() - 1):match.end()])]
-        assert not found, f"{path}: {found}"
+        assert not forbidden.findall(code), path
 
 
 def test_text_needs_no_torch() -> None:

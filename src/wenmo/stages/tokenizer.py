@@ -10,6 +10,7 @@ from typing import Any
 
 from wenmo.config import parse
 from wenmo.errors import say
+from wenmo.files import storage_errors
 from wenmo.recipe import From
 from wenmo.stages.prepare import existing_tokenizer, rows_of
 from wenmo.text import tokenizer_training
@@ -21,11 +22,12 @@ _log = logging.getLogger(__name__)
 def train(data: Sequence[str], out: Path, settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """Trains on all texts of the files and writes the folder; {"out", "vocab_size", characters per token, …}."""
     parsed = parse(TokenizerSettings, settings, say("the command line", "命令行"))
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     texts = _texts(data, source)
     began = time.perf_counter()
     tokenizer = tokenizer_training.train(texts, parsed)
     seconds = time.perf_counter() - began
-    out.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
     _log.info(say(f"trained in {seconds:.1f} s", f"训练用时 {seconds:.1f} 秒"))
     return {"out": str(out), "vocab_size": tokenizer.vocab_size, **tokenizer_training.statistics(tokenizer, texts)}

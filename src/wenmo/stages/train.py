@@ -31,6 +31,7 @@ from wenmo.recipe import From, Recipe
 from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus, Rows
 from wenmo.tasks import Task
+from wenmo.tasks.language_modeling import document_start
 from wenmo.text.languages import language_shares
 from wenmo.train import checkpoint, optimizer
 from wenmo.train.best import Best, BestSettings
@@ -236,7 +237,5 @@ def _card(recipe: Recipe, task: Task, rows: Rows, facts: Mapping[str, str]) -> d
         },
     }
     if task.name == "causal_lm":
-        prefix, _ = task.tokenizer.wrap([])
-        end = task.tokenizer.eos_id
-        card["document_start"] = prefix or ([] if end is None else [end])
+        card["document_start"] = document_start(task.tokenizer)
     return card

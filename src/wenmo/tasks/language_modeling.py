@@ -138,12 +138,9 @@ class LanguageModeling:
                 yield self._bounded(arrays) if self.settings.type == "causal_lm" else arrays
 
     def _bounded(self, arrays: Arrays) -> Arrays:
-        """A causal document begins with what stands before any text, and ends with end-of-text."""
-        prefix, _ = self.tokenizer.wrap([])
-        end = self.tokenizer.eos_id
-        if end is None:
-            return {**arrays, "ids": np.concatenate([prefix, arrays["ids"]]).astype(np.int64)}
-        return {"ids": np.concatenate([prefix or [end], arrays["ids"], [end]])}
+        """A causal document between its start and end-of-text."""
+        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+        return {"ids": np.concatenate([document_start(self.tokenizer), arrays["ids"], end]).astype(np.int64)}
 
     def _form(self, shards: Shards, seed: int, arrays: Arrays, document: int, start: int, epoch: int) -> list[Sequence]:
         if isinstance(self.settings, CausalLMSettings):
@@ -267,6 +264,12 @@ class LanguageModeling:
 
     def card(self) -> dict[str, Any]:
         return {**self.settings.model_dump(mode="json"), "lengths": self.lengths.model_dump(mode="json")}
+
+
+def document_start(tokenizer: Tokenizer) -> list[int]:
+    """What a causal document begins with, so that its first token has something before it: what the tokenizer puts
+    there, or else end-of-text, as if another document had just ended."""
+    return tokenizer.prefix or ([] if tokenizer.eos_id is None else [tokenizer.eos_id])
 
 
 def _following(ids: np.ndarray) -> np.ndarray:

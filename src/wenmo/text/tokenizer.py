@@ -206,6 +206,16 @@ class Tokenizer:
             segments += [segment] * len(piece)
         return ids, segments
 
+    @property
+    def prefix(self) -> list[int]:
+        """What `wrap` puts before a text."""
+        before = []
+        for part, _ in self._layouts[False]:
+            if part == _FIRST:
+                break
+            before.append(part)
+        return before
+
     def num_wrapping(self, pair: bool) -> int:
         """How many ids `wrap` adds."""
         return sum(part not in (_FIRST, _SECOND) for part, _ in self._layouts[pair])
