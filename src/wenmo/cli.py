@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -133,7 +134,7 @@ def evaluate(
 
 
 @app.command(help=_example("Rows in, JSON lines out.", "读入数据行，逐行输出 JSON。",
-                           "echo 很好看的一本书 | wenmo predict runs/sentiment", "wenmo predict runs/sentiment new.csv"))
+                           "wenmo predict runs/sentiment new.csv", "echo 很好看的一本书 | wenmo predict runs/sentiment"))
 def predict(
     model: Annotated[str, MODEL],
     file: Annotated[str, typer.Argument(help=say("a file of rows; - reads lines of text or JSON from stdin",
@@ -241,7 +242,16 @@ def tokenizer_show(
 
 def _print_json(value: dict[str, Any]) -> None:
     with _quiet_pipe():
-        print(json.dumps(value, ensure_ascii=False), flush=True)
+        print(json.dumps(_finite(value), ensure_ascii=False), flush=True)
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity, which JSON does not know, as null."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _print_facts(facts: dict[str, Any], as_json: bool) -> None:

@@ -188,8 +188,14 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
     except ValidationError as error:
         faults, mends = [], []
         for fault in error.errors(include_url=False):
-            path = ".".join(str(part) for part in fault["loc"])
-            if fault["type"] == "extra_forbidden":
+            path = _path_in(data, fault["loc"])
+            if fault["type"] == "union_tag_invalid":
+                tag, known = fault["ctx"]["tag"], [kind.strip("'") for kind in fault["ctx"]["expected_tags"].split(", ")]
+                faults.append(say(f"`{path}`: there is no kind `{tag}`", f"`{path}`：没有 `{tag}` 这一类"))
+                near = difflib.get_close_matches(tag, known, n=1)
+                mends.append(say(f"did you mean `{near[0]}`?", f"是否想写 `{near[0]}`？") if near else
+                             say(f"one of: {', '.join(known)}", f"可选：{', '.join(known)}"))
+            elif fault["type"] == "extra_forbidden":
                 faults.append(say(f"unknown key `{path}`", f"未知的键 `{path}`"))
                 near = difflib.get_close_matches(str(fault["loc"][-1]), sorted(_known_keys(cls)), n=1)
                 if near:
@@ -203,6 +209,18 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
         mend = " ".join(dict.fromkeys(mends)) or say("correct it in the recipe or on the command line",
                                                       "请在配方或命令行中改正")
         raise RecipeError("; ".join(faults), where=where, mend=mend) from error
+
+
+def _path_in(data: Any, location: Sequence[int | str]) -> str:
+    """Where a fault lies, as an override would name it: without the names that pydantic gives to kinds of settings."""
+    parts = []
+    for part in location:
+        if (isinstance(data, Mapping) and part in data) or (isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)):
+            data = data[part]
+        elif part is not location[-1]:
+            continue
+        parts.append(str(part))
+    return ".".join(parts)
 
 
 def _known_keys(cls: type[Settings]) -> set[str]:
@@ -256,6 +274,8 @@ def _differences(a: Any, b: Any, here: str) -> list[tuple[str, Any, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
     return value.model_dump(mode="json") if isinstance(value, Settings) else value
 
 

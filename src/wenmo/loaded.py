@@ -25,6 +25,7 @@ from wenmo.objectives import hidden_of
 from wenmo.tasks import Lengths, Task, create_task, task_from_card
 from wenmo.tasks.language_modeling import CausalLMSettings, MaskedLMSettings
 from wenmo.text import chat
+from wenmo.text.normalize import NormalizeSettings, normalizer
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
@@ -45,6 +46,7 @@ class Loaded:
         self.opened, self.on, self.reference = opened, on, reference
         self.model = opened.model.to(device=on.device, dtype=on.dtype).eval()
         self.model.compute_dtype = on.dtype
+        self.normalize = normalizer(parse(NormalizeSettings, opened.card.get("normalize", {}), reference))
         self.tasks: dict[str, Task] = {}
         if opened.tokenizer is not None:
             for name, card in opened.card.get("tasks", {}).items():
@@ -74,7 +76,12 @@ class Loaded:
     # Answers --------------------------------------------------------------------------------------------
 
     def outputs(self, rows: Sequence[Mapping[str, Any]], task: Task, *, with_targets: bool = False) -> list[list[Any]]:
-        """For each row the task's outputs of its sequences, in order. Rows are batched by length."""
+        """For each row the task's outputs of its sequences, in order. Rows are batched by length; texts are normalised
+        as they were for training."""
+        change = self.normalize
+        if change is not None:
+            texts = task.settings.columns
+            rows = [{**row, **{name: change(str(row[name])) for name in texts}} for row in rows]
         encoded = [task.encode(number, row, with_targets=with_targets).sequences for number, row in enumerate(rows)]
         return self._run(encoded, lambda batch: task.outputs(self.model, batch))
 
@@ -162,7 +169,7 @@ class Loaded:
         """Ids of a prompt as the model saw the beginnings of texts in training."""
         self._needs("causal_lm", say("generate", "生成"))
         start = self.opened.card.get("document_start", self.tokenizer.prefix)
-        return [*start, *self.tokenizer.encode(prompt)]
+        return [*start, *self.tokenizer.encode(prompt if self.normalize is None else self.normalize(prompt))]
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Ids of a conversation that ends where the model is to answer. Raises DataError without a chat template."""

@@ -51,6 +51,14 @@ ModelSettings = Annotated[
     | Annotated[T5Config, Tag("t5")], Discriminator(_kind)]
 
 
+def _tokenizer_kind(value: Any) -> str:
+    return "from" if isinstance(value, From) or (isinstance(value, dict) and "from" in value) else "train"
+
+
+TokenizerChoice = Annotated[
+    Annotated[From, Tag("from")] | Annotated[TrainTokenizer, Tag("train")], Discriminator(_tokenizer_kind)]
+
+
 class Choose(Settings):
     """Rows for validation and for choosing the best checkpoint: `carve` so many from the training rows (by seed, after
     duplicates are dropped; left out: a twentieth, at most 1,000), or files of their own. 0 measures nothing."""
@@ -115,7 +123,7 @@ class Recipe(Settings):
     version: Literal[1] = 1
     seed: int = Field(0, ge=0)
     model: ModelSettings
-    tokenizer: From | TrainTokenizer = Field(From(**{"from": "model"}), union_mode="left_to_right")
+    tokenizer: TokenizerChoice = From(**{"from": "model"})
     data: DataSettings
     task: TaskSettings
     train: TrainSettings

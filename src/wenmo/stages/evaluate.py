@@ -11,7 +11,7 @@ from typing import Any
 from wenmo.device import DType
 from wenmo.errors import DataError, StorageError, say
 from wenmo.evaluate import evaluate as measure
-from wenmo.files import append_jsonl, read_jsonl, sha256_file, write_jsonl
+from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
 from wenmo.loaded import load
 from wenmo.report import Report
 from wenmo.stages.prepare import rows_of, values_of
@@ -23,6 +23,9 @@ def evaluate(model: str, data: str, *, task: str | None = None, source: Mapping[
              predictions: Path | None = None, seed: int = 0, threads: int | None = None,
              dtype: DType = "fp32") -> Report:
     """Scores of a model on a file. Raises DataError for a missing column or a label never seen in training."""
+    if predictions is not None:  # before the work, not after it
+        with storage_errors(predictions):
+            predictions.parent.mkdir(parents=True, exist_ok=True)
     loaded = load(model, threads=threads, dtype=dtype)
     chosen = loaded.task(task)
     columns = (*chosen.settings.columns, *chosen.settings.target_columns)

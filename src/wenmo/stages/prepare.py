@@ -39,6 +39,10 @@ class Rows:
     train: list[SourceRows]
     choose: list[Row]
 
+    @property
+    def num_train(self) -> int:
+        return sum(len(source.rows) for source in self.train)
+
     def texts(self, columns: Sequence[str]) -> Iterator[str]:
         for source in self.train:
             for row in source.rows:
@@ -136,8 +140,19 @@ def rows_of(path: str, columns: tuple[str, ...], *, given: Mapping[str, Any], tr
 
 def source_card(recipe: Recipe) -> dict[str, Any]:
     """How the training data called its columns: what stands in wenmo.json so that like files can be read again."""
-    return {name: value for name, value in recipe.data.train[0].model_dump(mode="json").items()
-            if name in ("columns", "header", "separator", "normalize") and value}
+    source = recipe.data.train[0]
+    plain = SourceSettings(path=source.path)
+    return {name: value for name, value in source.model_dump(mode="json").items()
+            if name in ("columns", "header", "separator") and getattr(source, name) != getattr(plain, name)}
+
+
+def normalization_card(recipe: Recipe) -> dict[str, Any]:
+    """How texts were normalised before training; the loaded model does the same to what it is asked."""
+    settings = [source.normalize for source in recipe.data.train]
+    if any(each != settings[0] for each in settings):
+        _log.warning(say("the sources are normalised differently; the model will treat questions like the first",
+                         "各数据源的规范化设置不同；模型将按第一个数据源处理输入"))
+    return settings[0].model_dump(mode="json")
 
 
 # Tokenizer, model, task -------------------------------------------------------------------------------

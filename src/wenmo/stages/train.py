@@ -6,10 +6,11 @@ keep the best, save. Killed at any moment, the same command goes on from the las
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from wenmo import golden, modeldir
 from wenmo.config import to_yaml
 from wenmo.data.examples import Examples
 from wenmo.data.loader import Loader
-from wenmo.errors import CheckpointError, UsageError, say
+from wenmo.errors import CheckpointError, DataError, ModelError, RecipeError, TokenizerError, UsageError, say
 from wenmo.evaluate.validation import first_batch, validate
 from wenmo.files import sha256, sweep_unfinished
 from wenmo.generate import Sampling, generate
@@ -32,12 +33,12 @@ from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus, Rows
 from wenmo.tasks import Task
 from wenmo.tasks.language_modeling import document_start
-from wenmo.text.languages import language_shares
+from wenmo.text.languages import SAMPLE_TEXTS, language_shares
 from wenmo.train import checkpoint, optimizer
 from wenmo.train.best import Best, BestSettings
 from wenmo.train.loop import StepResult, steps
 from wenmo.train.progress import Progress
-from wenmo.train.run import Run, Stopper
+from wenmo.train.run import RECIPE, RECORD, Run, Stopper
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def train(recipe: Recipe, out: Path, *, data_root: Path = Path(".")) -> Trained:
                          mend=say("give --out a new or an empty folder", "请让 --out 指向新的或空的文件夹"))
     corpus = Corpus(recipe, data_root)
     facts = {**corpus.facts, **prepare.model_facts(recipe)}
-    with Run.open(out, recipe, facts) as run, Stopper() as stopper:
+    with Run.open(out, recipe, facts) as run, Stopper() as stopper, _begun_anew(run):
         sweep_unfinished(run.folder / "shards")
         rows = corpus.read(run.folder / "quarantine.jsonl")
         tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer")
@@ -72,6 +73,21 @@ def train(recipe: Recipe, out: Path, *, data_root: Path = Path(".")) -> Trained:
         opened = prepare.model_for(recipe, task)
         opened.card = _card(recipe, task, rows, facts)
         return _Training(recipe, run, stopper, on, task, opened, rows, facts, began).carry_out()
+
+
+@contextlib.contextmanager
+def _begun_anew(run: Run) -> Iterator[None]:
+    """Where a fault of the recipe or the data comes before the first step, the run is as if it had not begun: once
+    the fault is mended, the same command is not refused for being another."""
+    try:
+        yield
+    except (DataError, ModelError, RecipeError, TokenizerError):
+        if not run.metrics.exists() and checkpoint.latest(run.checkpoints) is None:
+            for name in (RECIPE, RECORD):
+                (run.folder / name).unlink(missing_ok=True)
+            for name in ("tokenizer", "shards"):
+                shutil.rmtree(run.folder / name, ignore_errors=True)
+        raise
 
 
 class _Training:
@@ -88,8 +104,8 @@ class _Training:
         prepare.print_built(built)
         self.loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
         self.total_steps = settings.steps or self.loader.total_steps(settings.epochs or 1.0)
-        self.evaluate_every = settings.evaluate_every or max(1, self.total_steps // 10)
-        self.save_every = settings.save_every or max(1, self.total_steps // 10)
+        self.evaluate_every = settings.evaluate_every or -(-self.total_steps // 10)
+        self.save_every = settings.save_every or -(-self.total_steps // 10)
         self.objective = task.objective()
         self.optimizer = optimizer.build(self.model, settings.optimizer)
         self.best = Best(settings.best or BestSettings())
@@ -228,7 +244,8 @@ def _card(recipe: Recipe, task: Task, rows: Rows, facts: Mapping[str, str]) -> d
     card: dict[str, Any] = {
         "tasks": {task.name: task.card()},
         "source": prepare.source_card(recipe),
-        "languages": language_shares(rows.texts(recipe.task.columns)),
+        "normalize": prepare.normalization_card(recipe),
+        "languages": language_shares(rows.texts(recipe.task.columns), every=1 + rows.num_train // SAMPLE_TEXTS),
         "lineage": {
             "parent": {"reference": recipe.model.reference, "sha256": facts["model"]}
             if isinstance(recipe.model, From) else None,
