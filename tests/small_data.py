@@ -21,7 +21,8 @@ TIMES = ("昨天看来", "用了一周之后", "朋友都说", "第三次购买"
 TOPICS = ("经济", "文化", "体育", "教育", "农业", "the economy", "culture", "sport", "education", "farming")
 EVENTS = ("稳步发展", "取得新的成绩", "受到广泛关注", "面临不少困难", "is growing steadily", "has met with success",
           "is widely discussed", "faces many problems")
-PLACES = ("新华社北京", "上海讯", "本报广州", "据记者报道", "From London", "Reuters, Paris", "New York", "Our reporter says")
+PLACES = ("新华社北京", "上海讯", "本报广州", "据记者报道", "From London", "Reuters, Paris", "New York",
+          "Our reporter says")
 
 
 def reviews(number: int, seed: int = 0) -> list[tuple[str, str]]:

@@ -23,12 +23,13 @@ import yaml
 import small_data
 from small_data import BAD, GOOD, THINGS, recipe, write_csv
 from wenmo import golden
-from wenmo.config import apply_overrides
 from wenmo.errors import CheckpointError, RunLocked
 from wenmo.files import read_jsonl, sha256_file
 from wenmo.loaded import load
+from wenmo.recipe import parse_recipe
 from wenmo.stages.evaluate import evaluate
 from wenmo.stages.library import train
+from wenmo.stages.prepare import Corpus
 from wenmo.stages.train import Trained
 from wenmo.tensors import load_tensors
 from wenmo.text import tokenizer_training
@@ -127,8 +128,10 @@ def test_classification_learns_which_of_a_pair(tmp_path: Path) -> None:
 def test_classification_learns_five_classes_of_unequal_size(tmp_path: Path) -> None:
     """Labels are numbers in the file and names in the model, in their numeric order."""
     words = {10: "好", 2: "坏", 3: "快", 4: "慢", 5: "贵"}
-    rows = [(f"{time}{thing}真{words[label]}{i}", label) for label, number in zip(words, (80, 60, 40, 30, 20), strict=True)
-            for i, (time, thing) in enumerate(itertools.islice(itertools.product(small_data.TIMES, THINGS), number))]
+    beginnings = list(itertools.product(small_data.TIMES, THINGS))
+    rows = [(f"{time}{thing}真{words[label]}{i}", label)
+            for label, number in zip(words, (80, 60, 40, 30, 20), strict=True)
+            for i, (time, thing) in enumerate(beginnings[:number])]
     write_csv(tmp_path / "stars.csv", ("text", "label"), rows)
     made = recipe("classification", steps=200)
     made["data"]["train"] = [{"path": "stars.csv"}]
@@ -402,17 +405,14 @@ def test_a_source_is_seen_as_often_as_its_weight_says(tmp_path: Path, data: Path
     assert tokens(0.5, 1) == pytest.approx(both - people / 2, rel=0.02)
 
 
-def test_no_text_stands_in_training_and_in_choosing(tmp_path: Path, data: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_text_stands_in_training_and_in_choosing(tmp_path: Path) -> None:
     """Also where duplicates are kept: one row in three is a copy, some with another label."""
     rows = small_data.reviews(120)
     copies = [(text, "positive") for text, _ in rows[:60]]
     write_csv(tmp_path / "reviews-train.csv", ("review", "label"), rows + copies)
     made = recipe("classification", steps=1)
     made["data"] |= {"duplicates": "keep", "choose": {"carve": 50}}
-    from wenmo.recipe import parse_recipe
-    from wenmo.stages.prepare import Corpus
-
-    split = Corpus(parse_recipe(apply_overrides(made, []), "here"), tmp_path).read(tmp_path / "quarantine.jsonl")
+    split = Corpus(parse_recipe(made, "here"), tmp_path).read(tmp_path / "quarantine.jsonl")
     choose = {row.values["text"] for row in split.choose}
     assert len(split.choose) == 50
     assert not choose & set(split.texts(("text",)))

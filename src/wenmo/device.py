@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -68,8 +69,10 @@ def keep_memory() -> None:
     """Asks glibc to keep large blocks instead of returning them to the kernel at every step.
 
     By default every block above 32 MB is mapped afresh and its page faults cost more than the arithmetic
-    (docs/results.md, "allocator"). Other C libraries are left as they are.
+    (docs/results.md, "allocator"). Other C libraries are left as they are. oneDNN is asked to remember fewer
+    kernels: flat batches are all of different sizes, and by default it keeps a thousand of them with their buffers.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     if not sys.platform.startswith("linux"):
         return
     try:

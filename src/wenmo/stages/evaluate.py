@@ -58,7 +58,7 @@ def _write_down(model: Path, data: Path, report: Report) -> None:
     digest = sha256_file(data)
     before = sum(row["data_sha256"] == digest for row in read_jsonl(log)) if log.exists() else 0
     if before:
-        _log.warning(say(f"this model was evaluated on these data {before} times before",
+        _log.warning(say(f"this model was evaluated on these data before ({before}×)",
                          f"该模型此前已在这些数据上评测过 {before} 次"))
     try:
         append_jsonl(log, {"time": time.strftime("%Y-%m-%dT%H:%M:%S"), "data_sha256": digest, **report.as_dict()})

@@ -26,7 +26,7 @@ from wenmo.text.tokenizer import Tokenizer
 Message = Mapping[str, Any]
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# The template of tokenizers trained here. <|endoftext|> is not part of it: it ends documents.
+# For tokenizers trained here, when they are to chat. <|endoftext|> is not part of it: it ends documents.
 CHATML = """\
 {%- for message in messages %}
 {{- '<|im_start|>' + message['role'] + '\\n' }}

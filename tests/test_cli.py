@@ -1,0 +1,285 @@
+"""The command line as scripts and people meet it: stdout is for results alone, and every verb keeps its word."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import small_data
+from command import Command, wenmo
+from small_data import recipe, write_csv
+from wenmo.stages.library import train
+
+__all__ = ["wenmo"]  # the fixture
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as users have them: data/, recipes, a classifier, one of pairs, a writer."""
+    folder = tmp_path_factory.mktemp("work")
+    data = small_data.write(folder / "data", num_reviews=120, num_news=40)
+    write_csv(data / "pairs.csv", ("text_a", "text_b", "label"),
+              [(text, text[::-1], label) for text, label in small_data.reviews(60)])
+    classes = recipe("classification", steps=40)
+    (folder / "classes.yaml").write_text(yaml.safe_dump(classes, allow_unicode=True), encoding="utf-8")
+    train(classes, out=folder / "classifier", data_root=data)
+    pairs = recipe("classification", steps=2)
+    pairs["data"]["train"], pairs["task"]["pair"] = [{"path": "pairs.csv"}], True
+    train(pairs, out=folder / "pairs", data_root=data)
+    train(recipe("causal_lm", steps=4), out=folder / "gpt", data_root=data)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+def only_json(out: str) -> dict[str, Any]:
+    """The one JSON object that stands on stdout, on one line; strict JSON, without NaN."""
+    assert out.endswith("}\n")
+    assert out.count("\n") == 1
+    value: dict[str, Any] = json.loads(out, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
+    return value
+
+
+# --json -----------------------------------------------------------------------------------------------
+
+
+def test_train_json(wenmo: Command, tmp_path: Path) -> None:
+    command = ("train", "classes.yaml", "train.steps=8", "--data-root", "data", "--out", tmp_path / "run", "--json")
+    result = wenmo(*command)
+    assert result.code == 0
+    found = only_json(result.out)
+    assert set(found) == {"run", "steps", "tokens", "seconds", "metrics"}
+    assert (found["run"], found["steps"]) == (str(tmp_path / "run"), 8)
+    assert set(found["metrics"]) == {"loss", "accuracy", "macro_f1", "ece"}
+    again = only_json(wenmo(*command).out)  # it has finished: the same answer, without training
+    assert {**again, "seconds": 0} == {**found, "seconds": 0}
+
+
+def test_evaluate_json(wenmo: Command, tmp_path: Path) -> None:
+    result = wenmo("evaluate", "classifier", "data/reviews-train.csv", "--json", "--seed", 3,
+                   "--predictions", tmp_path / "answers.jsonl")
+    assert result.code == 0
+    found = only_json(result.out)
+    assert set(found) - {"details"} == {"model", "task", "data", "n", "seed", "metrics"}
+    assert (found["model"], found["task"], found["data"]) == ("classifier", "classification", "data/reviews-train.csv")
+    assert (found["n"], found["seed"]) == (120, 3)
+    assert {"accuracy", "macro_f1"} <= set(found["metrics"])
+    for estimate in found["metrics"].values():
+        assert set(estimate) == {"value", "low", "high"}
+        assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    assert found["metrics"]["accuracy"]["value"] > 0.9
+
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = small_data.reviews(120)
+    assert [(row["text"], row["label"]) for row in answers] == rows
+    right = sum(row["prediction"] == row["label"] for row in answers)
+    assert right / 120 == pytest.approx(found["metrics"]["accuracy"]["value"])
+
+
+def test_evaluate_a_language_model_json(wenmo: Command) -> None:
+    found = only_json(wenmo("evaluate", "gpt", "data/people.txt", "--json").out)
+    assert set(found["metrics"]) == {"perplexity", "bits_per_character", "bits_per_byte"}
+    assert found["n"] == 40
+    whole = only_json(wenmo("evaluate", "gpt", "data/people.txt", "--unit", "file", "--json").out)
+    assert whole["n"] == 1
+
+
+def test_evaluations_of_a_run_are_written_down_in_it(wenmo: Command, tmp_path: Path, caplog: Any) -> None:
+    wenmo("train", "classes.yaml", "train.steps=2", "--data-root", "data", "--out", tmp_path / "run")
+    for _ in range(2):
+        wenmo("evaluate", tmp_path / "run", "data/reviews-train.csv")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    assert len(rows) == 2
+    assert rows[0]["metrics"] == rows[1]["metrics"]
+    assert "was evaluated on these data before (1×)" in caplog.text
+
+
+def test_generate_json(wenmo: Command) -> None:
+    result = wenmo("generate", "gpt", "-p", "新华社", "-p", "From", "-n", 2, "--max-new-tokens", 5, "--temperature", 1,
+                   "--json")
+    found = only_json(result.out)
+    assert set(found) == {"model", "completions", "tokens_per_second"}
+    assert [(each["prompt"], each["sample"]) for each in found["completions"]] == [
+        ("新华社", 0), ("新华社", 1), ("From", 0), ("From", 1)]
+    for each in found["completions"]:
+        assert set(each) == {"prompt", "sample", "text", "tokens", "reason"}
+        assert each["tokens"] <= 5
+    again = only_json(wenmo("generate", "gpt", "-p", "新华社", "--max-new-tokens", 5, "--json").out)
+    assert wenmo("generate", "gpt", "-p", "新华社", "--max-new-tokens", 5).out == (
+        "新华社" + again["completions"][0]["text"] + "\n")
+
+
+@pytest.mark.parametrize(("model", "more"), [
+    ("classifier", ()), ("classifier", ("-t", "今天")), ("gpt", ("-t", "今天"))])
+def test_show_json(wenmo: Command, model: str, more: tuple[str, ...]) -> None:
+    found = only_json(wenmo("show", model, *more, "--json").out)
+    assert {"model", "architecture", "heads", "tasks", "parameters", "lineage", "parameters_by_group"} <= set(found)
+    assert found["parameters"] == sum(group["total"] for group in found["parameters_by_group"])
+    assert ("tokens" in found) == bool(more)
+    if model == "gpt":
+        assert len(found["tokens"][-1]["likely"]) == 5
+
+
+def test_tokenizer_json(wenmo: Command, tmp_path: Path) -> None:
+    (tmp_path / "english.txt").write_text("only English words here, and no other\n" * 20)
+    trained = only_json(wenmo("tokenizer", "train", tmp_path / "english.txt", "--out", tmp_path / "tok",
+                              "--vocab-size", 300, "--json").out)
+    assert trained["vocab_size"] <= 300
+    assert trained["zh_characters_per_token"] is None  # no Chinese, and NaN is not JSON
+    shown = only_json(wenmo("tokenizer", "show", tmp_path / "tok", "-t", "English 文", "--json").out)
+    assert shown["decoded"] == "English 文"
+    assert len(shown["ids"]) == len(shown["tokens"])
+    assert "decoded: English 文" in wenmo("tokenizer", "show", tmp_path / "tok", "-t", "English 文").out
+
+
+# predict ----------------------------------------------------------------------------------------------
+
+
+def labels(out: str) -> list[str]:
+    answers = [json.loads(line) for line in out.splitlines()]
+    for answer in answers:
+        assert set(answer) == {"label", "scores"}
+        assert answer["label"] == max(answer["scores"], key=answer["scores"].__getitem__)
+        assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
+    return [answer["label"] for answer in answers]
+
+
+def test_predict_keeps_the_order(wenmo: Command, tmp_path: Path) -> None:
+    """From a file under the training data's column names, under the standard ones, and from stdin, text and JSON:
+    1,200 rows of all lengths, more than are answered at once."""
+    rows = small_data.reviews(1200, seed=5)
+    write_csv(tmp_path / "theirs.csv", ("review", "stars"), [(text, 1) for text, _ in rows])
+    write_csv(tmp_path / "standard.csv", ("text",), [(text,) for text, _ in rows])
+    (tmp_path / "lines.txt").write_text("\n".join(text for text, _ in rows), encoding="utf-8")
+    expected = labels(wenmo("predict", "classifier", tmp_path / "theirs.csv").out)
+    assert sum(label == found for (_, label), found in zip(rows, expected, strict=True)) > 1100
+    assert labels(wenmo("predict", "classifier", tmp_path / "standard.csv").out) == expected
+    assert labels(wenmo("predict", "classifier", tmp_path / "lines.txt").out) == expected
+    assert labels(wenmo("predict", "classifier", tmp_path / "theirs.csv", "--columns", "text=review").out) == expected
+    text = "".join(f"{text}\r\n\n" for text, _ in rows)
+    assert labels(wenmo("predict", "classifier", stdin=b"\xef\xbb\xbf" + text.encode()).out) == expected
+    lines = "".join(json.dumps({"text": text, "id": 7}) + "\n" for text, _ in rows)
+    assert labels(wenmo("predict", "classifier", "-", stdin=lines.encode()).out) == expected
+
+
+def test_predict_pairs(wenmo: Command) -> None:
+    line = json.dumps({"text_a": "好", "text_b": "坏"}).encode()
+    assert len(labels(wenmo("predict", "pairs", stdin=line).out)) == 1
+    assert wenmo("predict", "pairs", stdin="好\n".encode()).message == [
+        "the row has no text `text_a`", "where: stdin, line 1", "mend:  this task needs: text_a, text_b"]
+
+
+def test_predict_nothing(wenmo: Command) -> None:
+    result = wenmo("predict", "classifier", stdin=b"\n  \n")
+    assert (result.code, result.out) == (0, "")
+
+
+# Words and signs --------------------------------------------------------------------------------------
+
+VERBS = ["demo", "train", "evaluate", "predict", "generate", "show", "tokenizer train", "tokenizer show"]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_has_an_example(wenmo: Command, verb: str) -> None:
+    result = wenmo(*verb.split(), "--help")
+    assert result.code == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.out)
+    examples = [line.strip() for line in plain.splitlines() if line.strip().startswith("$ ")]
+    assert examples
+    assert all(line.startswith(f"$ wenmo {verb} ") or f"| wenmo {verb} " in line for line in examples)
+    assert examples[0].startswith("$ wenmo")
+
+
+def test_every_verb_is_here(wenmo: Command) -> None:
+    for group in ("", "tokenizer"):
+        plain = re.sub(r"\x1b\[[0-9;]*m", "", wenmo(*group.split(), "--help").out)
+        found = set(re.findall(r"^[│ ]+([a-z]+)  ", plain, re.MULTILINE))
+        assert found == {verb.removeprefix(group).strip().split()[0] for verb in VERBS if verb.startswith(group)}
+
+
+def test_bare_wenmo_shows_its_help(wenmo: Command) -> None:
+    for arguments in ((), ("tokenizer",)):
+        result = wenmo(*arguments)
+        assert result.code == 2
+        assert "Usage: wenmo" in re.sub(r"\x1b\[[0-9;]*m", "", result.out + result.err)
+        assert "mend" not in result.err
+
+
+def test_version(wenmo: Command) -> None:
+    result = wenmo("--version")
+    assert result.code == 0
+    assert re.fullmatch(r"wenmo \d+\.\d+\.\d+\n", result.out)
+
+
+def test_tables_are_plain_where_no_terminal_is(wenmo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        monkeypatch.setenv(name, value)
+        for command in (("evaluate", "classifier", "data/reviews-train.csv"), ("show", "classifier")):
+            result = wenmo(*command)
+            assert result.code == 0
+            assert "\x1b" not in result.out + result.err
+        assert "accuracy" in wenmo("evaluate", "classifier", "data/reviews-train.csv").out
+
+
+# Processes of their own -------------------------------------------------------------------------------
+
+
+def process(*command: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "wenmo", *command],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "WENMO_LANG": "en", **environment})
+
+
+def test_a_closed_pipe_is_no_failure() -> None:
+    """`wenmo predict … | head -1`: quiet, and with the exit code of a process that SIGPIPE ended."""
+    with process("predict", "classifier") as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        assert running.stderr is not None
+        running.stdout.close()
+        running.stdin.write(("很好\n" * 600).encode())
+        running.stdin.close()
+        said = running.stderr.read().decode()
+        assert running.wait() == 141
+    assert said == ""
+
+
+def test_stdout_holds_the_object_alone_and_stderr_the_rest(tmp_path: Path) -> None:
+    """In a real process the log is on; `--quiet` turns it off."""
+    command = ("train", "classes.yaml", "train.steps=4", "--data-root", "data", "--out", str(tmp_path / "run"))
+    with process(*command, "--json", NO_COLOR="1") as running:
+        out, err = (part.decode() for part in running.communicate())
+    assert running.returncode == 0
+    assert only_json(out)["steps"] == 4
+    assert "rows in" in err
+    assert "step 4/4" in err
+    assert "\x1b" not in err
+    write_csv(tmp_path / "new.csv", ("text", "label"), small_data.reviews(20, seed=7))
+    with process("--quiet", "evaluate", "classifier", str(tmp_path / "new.csv"), "--json") as running:
+        out, err = (part.decode() for part in running.communicate())
+    assert only_json(out)["n"] == 20
+    assert err == ""
+
+
+def test_terminated_before_there_is_anything_to_save() -> None:
+    """SIGTERM during a prediction ends it with 143."""
+    with process("predict", "classifier") as running:
+        assert running.stdin is not None
+        assert running.stdout is not None
+        running.stdin.write("很好\n".encode() * 512)
+        running.stdin.flush()
+        assert running.stdout.readline()
+        running.terminate()
+        assert running.wait() == 143
