@@ -126,7 +126,8 @@ def test_the_recipes_are_what_the_proof_is_about() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_three_times_in_a_row(tmp_path: Path, name: str) -> None:
     small_data.write(tmp_path / "data", num_reviews=80, num_news=60)
-    sizes = ("train.batch_tokens=200", "train.save_every=4", "train.evaluate_every=9", "train.log_every=1")
+    sizes = (f"train.batch_tokens={120 if name == 'tiny-classification' else 200}", "train.save_every=4",
+             "train.evaluate_every=9", "train.log_every=1")
     whole = trial(tmp_path, name, "whole", *sizes)
     whole.finish()
     expected = whole.result()

@@ -30,6 +30,7 @@ WITH_NEWS = ("data.train=[{path: reviews-train.csv, columns: {text: review}}, "
              "{path: people.txt, constants: {label: news}, limit: 10}]",)
 SLOW = ("train.steps=20", "train.evaluate_every=5", "train.optimizer.lr=1e-3")  # the loss falls, the answers stay
 SAVES = ("train.save_every=1", "train.keep=5")
+TRAINED = ("model={from: DATA/model-a}", "tokenizer={from: model}")
 MUON = ("train.optimizer.type=muon",)
 
 
@@ -43,6 +44,8 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Recipe.seed": (MASKED, (), "seed=1"),
     "Recipe.tokenizer": (CLASSES, (), "tokenizer={from: DATA/tokenizer-a}"),
     "From.from": (CLASSES, ("tokenizer={from: DATA/tokenizer-a}",), "tokenizer.from=DATA/tokenizer-b"),
+    "FromModel.from": (CLASSES, TRAINED, "model.from=DATA/model-b"),
+    "FromModel.config": (CLASSES, TRAINED, "model.config={hidden_dropout_prob: 0.5}"),
     "BertConfig.vocab_size": (MASKED, (), "model.vocab_size=600"),
     "BertConfig.hidden_size": (MASKED, (), "model.hidden_size=16"),
     "BertConfig.num_hidden_layers": (MASKED, (), "model.num_hidden_layers=1"),
@@ -192,6 +195,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"tokenizer-{name}").mkdir()
         tokenizer_training.train(news, TokenizerSettings(type="wordpiece", vocab_size=size)).save(
             folder / f"tokenizer-{name}")
+        train(recipe(MASKED, steps=1), f"seed={size}", out=folder / f"model-{name}", data_root=folder)
     return folder
 
 

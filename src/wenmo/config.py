@@ -215,7 +215,8 @@ def _path_in(data: Any, location: Sequence[int | str]) -> str:
     """Where a fault lies, as an override would name it: without the names that pydantic gives to kinds of settings."""
     parts = []
     for part in location:
-        if (isinstance(data, Mapping) and part in data) or (isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)):
+        in_list = isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
+        if in_list or (isinstance(data, Mapping) and part in data):
             data = data[part]
         elif part is not location[-1]:
             continue

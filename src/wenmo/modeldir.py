@@ -55,12 +55,14 @@ class Opened:
 # Opening ----------------------------------------------------------------------------------------------
 
 
-def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: int = 0) -> Opened:
+def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: int = 0,
+               changes: Mapping[str, Any] | None = None) -> Opened:
     """The model with the heads that it was saved with, or with `heads` (kind → outputs) in their place.
 
     With `heads`, the body must be complete; parameters of a head that the files lack are freshly initialised from
     `seed` and listed in `initialised`. Stored heads that are not asked for are listed in `left_out`. Weights become
-    fp32. Raises ModelError: nothing is loaded half.
+    fp32. `changes`: keys of the configuration to be laid over the stored ones (dropout, say). Raises ModelError:
+    nothing is loaded half; RecipeError for a change that the configuration does not know.
     """
     path = locate(reference)
     if path.suffix == ".gguf":
@@ -81,6 +83,9 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
     state = _our_names(cls, state)
     with _unsupported():
         config, carried = read_config(cls.config_class, config_dict, str(path))
+    if changes:
+        config = parse(cls.config_class, {**config.model_dump(), **changes}, "model.config")
+    with _unsupported():
         model = create(config, wanted, torch.Generator().manual_seed(seed))
         if _output_differs(model, state):
             config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))

@@ -33,6 +33,12 @@ class From(Settings):
     reference: str = Field(alias="from")
 
 
+class FromModel(From):
+    """`config`: keys of the model's own configuration to be changed for this run, such as its dropout."""
+
+    config: dict[str, Any] = {}
+
+
 class TrainTokenizer(Settings):
     train: TokenizerSettings
 
@@ -40,14 +46,14 @@ class TrainTokenizer(Settings):
 def _kind(value: Any) -> str | None:
     """Which kind of model a mapping describes: `from`, or its architecture under `type`."""
     if isinstance(value, Settings):
-        return "from" if isinstance(value, From) else str(getattr(value, "model_type", ""))
+        return "from" if isinstance(value, FromModel) else str(getattr(value, "model_type", ""))
     if not isinstance(value, dict):
         return None
     return "from" if "from" in value else value.get("model_type")
 
 
 ModelSettings = Annotated[
-    Annotated[From, Tag("from")] | Annotated[BertConfig, Tag("bert")] | Annotated[LlamaConfig, Tag("llama")]
+    Annotated[FromModel, Tag("from")] | Annotated[BertConfig, Tag("bert")] | Annotated[LlamaConfig, Tag("llama")]
     | Annotated[T5Config, Tag("t5")], Discriminator(_kind)]
 
 
@@ -138,7 +144,7 @@ class Recipe(Settings):
 
     def _model_faults(self) -> Iterator[str]:
         from_model = isinstance(self.tokenizer, From) and self.tokenizer.reference == "model"
-        if isinstance(self.model, From):
+        if isinstance(self.model, FromModel):
             if not from_model:
                 yield say("a trained model keeps its tokenizer: take `tokenizer` out",
                           "已训练的模型须用自己的分词器：请去掉 `tokenizer`")

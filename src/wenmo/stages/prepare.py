@@ -20,7 +20,7 @@ from wenmo.files import atomic_folder, sha256, sha256_file
 from wenmo.locate import locate
 from wenmo.modeldir import Opened, check_vocabulary, open_model, open_tokenizer
 from wenmo.models import architecture, check_heads, create
-from wenmo.recipe import From, Recipe, TrainTokenizer
+from wenmo.recipe import From, FromModel, Recipe, TrainTokenizer
 from wenmo.tasks import Built, Task, create_task
 from wenmo.text import tokenizer_training
 from wenmo.text.counts import Counts, Quarantine
@@ -160,7 +160,7 @@ def normalization_card(recipe: Recipe) -> dict[str, Any]:
 
 def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path) -> Tokenizer:
     """The model's own tokenizer, an existing one, or one trained on the training rows (kept in the run)."""
-    if isinstance(recipe.model, From):
+    if isinstance(recipe.model, FromModel):
         return open_tokenizer(recipe.model.reference)
     if isinstance(recipe.tokenizer, TrainTokenizer):
         if folder.exists():
@@ -195,8 +195,9 @@ def model_facts(recipe: Recipe) -> dict[str, str]:
 def model_for(recipe: Recipe, task: Task) -> Opened:
     """A new model with the task's heads, or the trained one it starts from with these heads."""
     rng = machine.torch_rng("init", recipe.seed)
-    if isinstance(recipe.model, From):
-        opened = open_model(recipe.model.reference, heads=task.heads, seed=machine.key("init", recipe.seed))
+    if isinstance(recipe.model, FromModel):
+        opened = open_model(recipe.model.reference, heads=task.heads, seed=machine.key("init", recipe.seed),
+                            changes=recipe.model.config)
         longest = opened.max_tokens
         if longest is not None and recipe.data.max_tokens > longest:
             raise RecipeError(

@@ -28,7 +28,7 @@ from wenmo.evaluate.validation import first_batch, validate
 from wenmo.files import sha256, sweep_unfinished
 from wenmo.generate import Sampling, generate
 from wenmo.modeldir import Opened, save_model, write_into
-from wenmo.recipe import From, Recipe
+from wenmo.recipe import FromModel, Recipe
 from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus, Rows
 from wenmo.tasks import Task
@@ -248,7 +248,7 @@ def _card(recipe: Recipe, task: Task, rows: Rows, facts: Mapping[str, str]) -> d
         "languages": language_shares(rows.texts(recipe.task.columns), every=1 + rows.num_train // SAMPLE_TEXTS),
         "lineage": {
             "parent": {"reference": recipe.model.reference, "sha256": facts["model"]}
-            if isinstance(recipe.model, From) else None,
+            if isinstance(recipe.model, FromModel) else None,
             "recipe_sha256": sha256(to_yaml(recipe)), "data_sha256": dict(facts),
             "tokenizer_sha256": task.tokenizer.sha256, "versions": modeldir.versions(), "seed": recipe.seed,
         },
