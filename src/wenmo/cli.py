@@ -134,7 +134,8 @@ def evaluate(
 
 
 @app.command(help=_example("Rows in, JSON lines out.", "读入数据行，逐行输出 JSON。",
-                           "wenmo predict runs/sentiment new.csv", "echo 很好看的一本书 | wenmo predict runs/sentiment"))
+                           "wenmo predict runs/sentiment new.csv",
+                           "echo 很好看的一本书 | wenmo predict runs/sentiment"))
 def predict(
     model: Annotated[str, MODEL],
     file: Annotated[str, typer.Argument(help=say("a file of rows; - reads lines of text or JSON from stdin",

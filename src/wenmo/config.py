@@ -190,7 +190,8 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
         for fault in error.errors(include_url=False):
             path = _path_in(data, fault["loc"])
             if fault["type"] == "union_tag_invalid":
-                tag, known = fault["ctx"]["tag"], [kind.strip("'") for kind in fault["ctx"]["expected_tags"].split(", ")]
+                tag = fault["ctx"]["tag"]
+                known = [kind.strip("'") for kind in fault["ctx"]["expected_tags"].split(", ")]
                 faults.append(say(f"`{path}`: there is no kind `{tag}`", f"`{path}`：没有 `{tag}` 这一类"))
                 near = difflib.get_close_matches(tag, known, n=1)
                 mends.append(say(f"did you mean `{near[0]}`?", f"是否想写 `{near[0]}`？") if near else

@@ -36,7 +36,7 @@ class From(Settings):
 class FromModel(From):
     """`config`: keys of the model's own configuration to be changed for this run, such as its dropout."""
 
-    config: dict[str, Any] = {}
+    config: dict[str, Any] = Field({})
 
 
 class TrainTokenizer(Settings):
