@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,27 +65,27 @@ class Trial:
             time.sleep(0.002)
         return end(process)
 
-    def kill_in_a_save(self, *, from_step: int = 0, pause_seconds: float = 0.0) -> bool:
-        """Kills `pause_seconds` into the first save from that step on; whether that was still inside it."""
+    def kill_while_written(self, kind: str, *, after_seconds: float = 0.0, pause_seconds: float = 0.0) -> bool:
+        """Kills `pause_seconds` into the first writing of a checkpoint ("step"), of "best" or of "model" that begins
+        after `after_seconds`. Whether that was still inside it."""
         process = self.start()
-        while process.poll() is None and max(self.unfinished_saves(), default=-1) < from_step:
+        began = time.monotonic()
+        while process.poll() is None and (time.monotonic() - began < after_seconds or kind not in self.being_written()):
             time.sleep(0.0005)
         time.sleep(pause_seconds)
-        return end(process) and bool(self.unfinished_saves())
+        return end(process) and kind in self.being_written()
 
     def text_of_log(self) -> str:
         path = self.run / "metrics.jsonl"
         return path.read_text(encoding="utf-8") if path.exists() else ""
 
-    def unfinished_saves(self) -> list[int]:
-        """Steps of checkpoints being written: newer than every complete one (older ones are being deleted)."""
-        try:
-            names = os.listdir(self.run / "checkpoints")
-        except FileNotFoundError:
-            return []
+    def being_written(self) -> set[str]:
+        """"best", "model", and "step" for a checkpoint newer than every complete one (older ones are being deleted)."""
+        names = [path.name for path in (*self.run.glob(".*.tmp"), *(self.run / "checkpoints").glob("*"))]
         complete = [int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d+", name)]
-        unfinished = [int(found[1]) for name in names if (found := re.fullmatch(r"\.step-(\d+)\.\d+\.tmp", name))]
-        return [step for step in unfinished if step > max(complete, default=0)]
+        unfinished = [found for name in names
+                      if (found := re.fullmatch(r"\.(best|model|step)(?:-(\d+))?\.\d+\.tmp", name))]
+        return {found[1] for found in unfinished if found[2] is None or int(found[2]) > max(complete, default=0)}
 
     def result(self) -> dict[str, Any]:
         """All that must not depend on the kills: weights, tokenizer, card, and the log but for its times."""
@@ -135,7 +136,7 @@ def test_killed_three_times_in_a_row(tmp_path: Path, name: str) -> None:
     assert last >= 20
     killed = trial(tmp_path, name, "killed", *sizes)
     assert killed.kill_at_step(rng.randint(1, last // 2))
-    assert killed.kill_in_a_save(from_step=last // 2)
+    assert killed.kill_while_written("step")
     assert killed.kill_at_step(rng.randint(last // 2, last - 2))
     killed.finish()
     assert killed.result() == expected
@@ -144,9 +145,10 @@ def test_killed_three_times_in_a_row(tmp_path: Path, name: str) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_twenty_random_moments(tmp_path: Path, name: str) -> None:
-    """12 at any time from the start of the process on, 8 at the beginning of a save or a few milliseconds later."""
+    """8 of them inside the writing of a checkpoint, 2 of the best weights, 2 of the final model, 8 at any time."""
     small_data.write(tmp_path / "data", num_reviews=320, num_news=300)
-    sizes = (f"train.batch_tokens={64 if name == 'tiny-classification' else 130}",)
+    batch_tokens = {"tiny-mlm": 120, "tiny-gpt": 105, "tiny-classification": 64}  # each makes a little over 300 steps
+    sizes = (f"train.batch_tokens={batch_tokens[name]}",)
     whole = trial(tmp_path, name, "whole", *sizes)
     began = time.monotonic()
     whole.finish()
@@ -156,18 +158,25 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, name: str) -> None:
     assert last >= 300
 
     rng = random.Random(name)
-    num_killed = num_inside = 0
-    while num_killed < 20:
-        killed = trial(tmp_path, name, f"killed-{num_killed}", *sizes)
-        if num_killed % 5 < 2:
-            num_inside += killed.kill_in_a_save(from_step=rng.randint(0, last * 9 // 10),
-                                                pause_seconds=rng.uniform(0, 0.01))
-        elif not killed.kill_after(rng.uniform(0, seconds)):
-            shutil.rmtree(killed.run)  # it had finished: another moment
+    moments = ["step"] * 8 + ["best"] * 2 + ["model"] * 2 + ["any"] * 8
+    rng.shuffle(moments)
+    done: Counter[str] = Counter()
+    while moments:
+        kind = moments[-1]
+        killed = trial(tmp_path, name, f"killed-{len(moments)}", *sizes)
+        if kind == "any":
+            happened = killed.kill_after(rng.uniform(0, seconds))
+        else:
+            latest = 0.0 if kind == "model" else 0.7 * seconds
+            happened = killed.kill_while_written(kind, after_seconds=rng.uniform(0, latest),
+                                                 pause_seconds=rng.choice((0, rng.uniform(0, 0.01))))
+        if not happened:
+            shutil.rmtree(killed.run, ignore_errors=True)  # too late: another moment
             continue
-        num_killed += 1
+        done[moments.pop()] += 1
         killed.finish()
         assert killed.result() == expected, killed.log.read_text()
-    print(f"\n{name}: {last} steps in {seconds:.1f} s; killed 20 times, {num_inside} of them inside a save; "
-          f"20 of 20 resumed to {expected['model/model.safetensors'][:12]}…")
-    assert num_inside >= 6
+    print(f"\n{name}: {last} steps in {seconds:.1f} s; killed {done.total()} times ({dict(done)}); "
+          f"all resumed to {expected['model/model.safetensors'][:12]}…")
+    assert done.total() == 20
+    assert done["step"] >= 6

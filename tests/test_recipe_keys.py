@@ -81,6 +81,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "TokenizerSettings.lowercase": (MASKED, (), "tokenizer.train.lowercase=true"),
     "TokenizerSettings.max_run": (CAUSAL, (), "tokenizer.train.max_run=1"),
     "TokenizerSettings.min_frequency": (MASKED, (), "tokenizer.train.min_frequency=20"),
+    "TokenizerSettings.masked": (CLASSES, ("tokenizer.train.type=bpe",), "tokenizer.train.masked=true"),
     "TokenizerSettings.control_tokens": (MASKED, (), "tokenizer.train.control_tokens=[<mark>]"),
     "DataSettings.max_tokens": (MASKED, (), "data.max_tokens=16"),
     "DataSettings.too_long": (CLASSES, ("data.max_tokens=8",), "data.too_long=tail"),

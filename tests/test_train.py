@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tiny_training import Tiny, TinySettings, train, train_and_die, write_model
 from wenmo import files
 from wenmo.errors import CheckpointError, RunLocked, StorageError, UsageError
+from wenmo.tensors import save_tensors
 from wenmo.train import checkpoint
 from wenmo.train.best import BestSettings
 from wenmo.train.optimizer import OptimizerSettings, build
@@ -152,7 +152,7 @@ def full_disk(path: Path) -> None:
 
 def failing_safetensors(path: Path) -> None:
     (path / "weights").write_text("a file where safetensors needs a folder")
-    save_file({"a": torch.zeros(2)}, path / "weights" / "model.safetensors")
+    save_tensors(path / "weights" / "model.safetensors", {"a": torch.zeros(2)})
 
 
 @pytest.mark.parametrize("failure", [full_disk, failing_safetensors])

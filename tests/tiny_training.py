@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wenmo import files
@@ -23,6 +22,7 @@ from wenmo.config import Settings, free
 from wenmo.data.sequence import Batch, Sequence, collate
 from wenmo.device import Device, numpy_rng
 from wenmo.objectives import Objective, Term
+from wenmo.tensors import save_tensors
 from wenmo.train import checkpoint
 from wenmo.train.best import Best, BestSettings
 from wenmo.train.loop import LoopSettings, steps
@@ -101,7 +101,7 @@ def write_model(model: nn.Module, folder: Path) -> None:
     for name in ("config.json", "tokenizer.json", "README.md"):
         (folder / name).write_text("文" * 100, encoding="utf-8")
     tensors = {name: value for name, value in model.state_dict().items() if name != "head.weight"}
-    save_file(tensors, folder / "model.safetensors")
+    save_tensors(folder / "model.safetensors", tensors)
 
 
 def train(folder: Path, settings: TinySettings, pause_seconds: float = 0.0) -> None:

@@ -20,7 +20,7 @@ from wenmo.models.llama import LlamaConfig
 from wenmo.models.t5 import T5Config
 from wenmo.tasks import Lengths, TaskSettings
 from wenmo.text.source import SourceSettings
-from wenmo.text.tokenizer_training import TokenizerSettings
+from wenmo.text.tokenizer_training import MASK, TokenizerSettings
 from wenmo.train.best import BestSettings
 from wenmo.train.loop import LoopSettings
 from wenmo.train.optimizer import OptimizerSettings
@@ -161,10 +161,12 @@ class Recipe(Settings):
             wanted = " + ".join(sorted(kinds))
             yield say(f"`model.type: {self.model.model_type}` has no head for {wanted}",
                       f"`model.type: {self.model.model_type}` 没有 {wanted} 对应的输出头")
-        if (isinstance(self.tokenizer, TrainTokenizer) and self.tokenizer.train.type == "bpe"
-                and self.task.type == "masked_lm"):
-            yield say("masked_lm needs a mask token: `tokenizer: {train: {type: wordpiece}}`",
-                      "masked_lm 需要 mask 词元：`tokenizer: {train: {type: wordpiece}}`")
+        if (isinstance(self.tokenizer, TrainTokenizer) and self.task.type == "masked_lm"
+                and MASK not in self.tokenizer.train.all_control_tokens):
+            yield say(f"masked_lm needs the mask token {MASK}: `tokenizer: {{train: {{type: wordpiece}}}}`, or "
+                      "`{type: bpe, masked: true}`",
+                      f"masked_lm 需要 mask 词元 {MASK}：`tokenizer: {{train: {{type: wordpiece}}}}`，"
+                      "或 `{type: bpe, masked: true}`")
 
     def _useless_keys(self) -> Iterator[str]:
         """Each key acts, or is refused."""

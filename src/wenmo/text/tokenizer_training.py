@@ -25,7 +25,8 @@ from wenmo.text.words import HAN
 
 END_OF_TEXT, START_OF_MESSAGE, END_OF_MESSAGE = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 _BPE_CONTROL = (END_OF_TEXT, START_OF_MESSAGE, END_OF_MESSAGE)
-_WORDPIECE_CONTROL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MASK = "[MASK]"
+_WORDPIECE_CONTROL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", MASK)
 
 
 class TokenizerSettings(Settings):
@@ -36,16 +37,20 @@ class TokenizerSettings(Settings):
     lowercase: bool = False  # BPE then no longer gives the text back exactly
     max_run: Count = Field(4, ge=1)  # BPE: the most Han characters that one token may hold
     min_frequency: Count = Field(2, ge=1)  # how often a pair must occur to be merged
+    masked: bool = False  # BPE with BERT's control tokens, for masked language modelling (as RoBERTa has its own)
     control_tokens: tuple[str, ...] = ()  # beside those that the type brings
 
     @property
     def all_control_tokens(self) -> tuple[str, ...]:
         """In the order of their ids, from 0."""
-        own = _BPE_CONTROL if self.type == "bpe" else _WORDPIECE_CONTROL
+        own = _WORDPIECE_CONTROL if self.type == "wordpiece" or self.masked else _BPE_CONTROL
         return tuple(dict.fromkeys((*own, *self.control_tokens)))
 
     @model_validator(mode="after")
     def _fits(self) -> TokenizerSettings:
+        if self.masked and self.type != "bpe":
+            raise ValueError(say("`masked` is for bpe; wordpiece has BERT's control tokens anyway",
+                                 "`masked` 只用于 bpe；wordpiece 本来就带 BERT 的控制词元"))
         least = len(self.all_control_tokens) + (256 if self.type == "bpe" else 1)
         if self.vocab_size < least:
             raise ValueError(say(f"vocab_size {self.vocab_size} is too small, at least {least} are needed",
@@ -102,8 +107,22 @@ def _train_bpe(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
         special_tokens=list(settings.all_control_tokens), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     ))
     full.pre_tokenizer = _bpe_pieces(_LONGEST)
+    if settings.masked:
+        return _as_bert(full)
     names = {f"{role}_token": END_OF_TEXT for role in ("bos", "eos", "pad")}
     return Tokenizer(full.to_str(), names)
+
+
+def _as_bert(full: tokenizers.Tokenizer) -> Tokenizer:
+    """With [CLS] and [SEP] around texts and pairs, and the names of BERT's control tokens."""
+    cls, sep = (full.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    full.post_processor = processors.TemplateProcessing(
+        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
+    )
+    names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
+    inputs = ["input_ids", "token_type_ids", "attention_mask"]
+    return Tokenizer(full.to_str(), names | {"model_input_names": inputs})
 
 
 # WordPiece --------------------------------------------------------------------------------------------
@@ -132,14 +151,7 @@ def _train_wordpiece(texts: Iterable[str], settings: TokenizerSettings) -> Token
     definition = json.loads(full.to_str())
     definition["added_tokens"] = definition["added_tokens"][:len(control)]
     full = tokenizers.Tokenizer.from_str(json.dumps(definition))
-    cls, sep = (full.token_to_id(token) for token in ("[CLS]", "[SEP]"))
-    full.post_processor = processors.TemplateProcessing(
-        single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
-    )
-    names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "cls", "sep", "mask")}
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return Tokenizer(full.to_str(), names | {"model_input_names": inputs})
+    return _as_bert(full)
 
 
 def _alphabet(
