@@ -23,6 +23,7 @@ import yaml
 import small_data
 from small_data import BAD, GOOD, THINGS, recipe, write_csv
 from wenmo import golden
+from wenmo.data.sources import carve
 from wenmo.errors import CheckpointError, RunLocked
 from wenmo.files import read_jsonl, sha256_file
 from wenmo.loaded import load
@@ -33,6 +34,7 @@ from wenmo.stages.prepare import Corpus
 from wenmo.stages.train import Trained
 from wenmo.tensors import load_tensors
 from wenmo.text import tokenizer_training
+from wenmo.text.intake import Row
 from wenmo.text.tokenizer_training import TokenizerSettings
 
 
@@ -416,6 +418,19 @@ def test_no_text_stands_in_training_and_in_choosing(tmp_path: Path) -> None:
     choose = {row.values["text"] for row in split.choose}
     assert len(split.choose) == 50
     assert not choose & set(split.texts(("text",)))
+
+
+def test_rows_are_held_out_from_all_sources_alike_after_a_test_set_was_carved(tmp_path: Path) -> None:
+    """With the same seed: the rows that the test set left would otherwise never be drawn."""
+    rows = [Row({"text": text, "label": label}, "", 0) for text, label in small_data.reviews(600)]
+    rest, _ = carve(rows, 100, seed=0)
+    write_csv(tmp_path / "reviews-train.csv", ("review", "label"), [tuple(row.values.values()) for row in rest])
+    (tmp_path / "people.txt").write_text("\n".join(small_data.news(500)), encoding="utf-8")
+    made = recipe("classification", steps=1)
+    made["data"]["train"].append({"path": "people.txt", "constants": {"label": "news"}})
+    made["data"]["choose"] = {"carve": 100}
+    split = Corpus(parse_recipe(made, "here"), tmp_path).read(tmp_path / "quarantine.jsonl")
+    assert 30 < sum(row.values["label"] == "news" for row in split.choose) < 70
 
 
 def test_wenmo_train_and_wenmo_load_stand_side_by_side() -> None:

@@ -79,7 +79,9 @@ class Corpus:
         choose = [row for rows in held_out for row in rows.rows]
         number = self.recipe.data.choose.number(sum(len(rows.rows) for rows in train))
         if number:
-            train, choose = carve_sources(train, number, self.recipe.seed)
+            # Not by the recipe's seed itself: where a test set was carved by the same number before, these rows are
+            # the ones that have drawn high lots, and beside another source not one of them would be chosen.
+            train, choose = carve_sources(train, number, machine.key("choose", self.recipe.seed))
             _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
             if not unique:  # of a text that stands in several rows, some may have been drawn
                 known = contents(choose, self.columns)
