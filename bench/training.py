@@ -50,36 +50,39 @@ def wenmo_step(shape: Shape) -> tuple[Step, int]:
                          tie_word_embeddings=True)
     model = create(config, {"causal_lm": 0}, torch.Generator().manual_seed(0))
     model.compute_dtype = torch.bfloat16
-    adamw = optimizer.build(model, optimizer.OptimizerSettings())
     objective = language_modeling()
 
-    def step(ids_BT: Tensor) -> float:
+    def loss_of(ids_BT: Tensor) -> Tensor:
         rows = ids_BT.numpy()
         batch = collate(Sequence(i, {"ids": row, "targets": np.append(row[1:], -100)}) for i, row in enumerate(rows))
-        total = objective.counts(batch)["tokens"]
-        loss = objective.terms(model, batch)[0].sum / total
+        return objective.terms(model, batch)[0].sum / objective.counts(batch)["tokens"]
+
+    adamw = optimizer.build(model, optimizer.OptimizerSettings())
+    return _stepping(model, adamw, loss_of), sum(p.numel() for p in model.parameters())
+
+
+def _stepping(model: nn.Module, adamw: torch.optim.Optimizer, loss_of: Callable[[Tensor], Tensor]) -> Step:
+    """Loss, gradients, clipping, update: the same for all."""
+
+    def step(ids_BT: Tensor) -> float:
+        loss = loss_of(ids_BT)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adamw.step()
         adamw.zero_grad(set_to_none=True)
         return float(loss)
 
-    return step, sum(p.numel() for p in model.parameters())
+    return step
 
 
 def _peer(model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> tuple[Step, int]:
     adamw = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
 
-    def step(ids_BT: Tensor) -> float:
+    def under_autocast(ids_BT: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            loss = loss_of(ids_BT)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
-        return float(loss)
+            return loss_of(ids_BT)
 
-    return step, sum(p.numel() for p in model.parameters())
+    return _stepping(model, adamw, under_autocast), sum(p.numel() for p in model.parameters())
 
 
 def transformers_step(shape: Shape) -> tuple[Step, int]:
