@@ -8,6 +8,7 @@ accumulation, a tokenizer trained on the way, the best checkpoint, samples.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import random
 import re
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import small_data
+from wenmo.cli import main
 from wenmo.config import read_yaml
 from wenmo.files import read_jsonl, sha256_file
 from wenmo.train import checkpoint
@@ -180,3 +183,57 @@ def test_killed_at_twenty_random_moments(tmp_path: Path, name: str) -> None:
           f"all resumed to {expected['model/model.safetensors'][:12]}…")
     assert done.total() == 20
     assert done["step"] >= 6
+
+
+def run_and_die(arguments: list[str], run: str, operation: int) -> None:
+    """`wenmo …` in a child, ended by SIGKILL just before its nth operation on the run's files; 0 for never."""
+    left = operation
+
+    def count(event: str, about: tuple[Any, ...]) -> None:
+        nonlocal left
+        writes = event in ("os.rename", "os.mkdir", "os.remove", "os.rmdir") or (
+            event == "open" and about[2] & (os.O_WRONLY | os.O_RDWR))
+        if writes and str(about[0]).startswith(run) and "tensorboard" not in str(about[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    torch.set_num_threads(1)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (the process's own)
+    sys.addaudithook(count)
+    sys.argv = ["wenmo", *arguments]
+    main()
+
+
+@pytest.mark.long
+def test_killed_before_every_operation_on_files(tmp_path: Path) -> None:
+    """From the first file that a run writes to its last: recipe, tokenizer, shards, log, checkpoints, best, model."""
+    small_data.write(tmp_path / "data", num_reviews=60, num_news=40)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["wenmo.cli", "wenmo.stages.train", "torch.utils.tensorboard"])
+    sizes = ("train.epochs=null", "train.steps=2", "train.save_every=1", "train.keep=1", "train.batch_tokens=130",
+             "train.evaluate_every=2", "train.log_every=1")
+
+    def ended(run: Trial, operation: int) -> int:
+        arguments = [*run.command[3:], "--out", str(run.run)]
+        child = context.Process(target=run_and_die, args=(arguments, str(run.run), operation))
+        child.start()
+        child.join()
+        assert child.exitcode is not None
+        return child.exitcode
+
+    whole = trial(tmp_path, "tiny-gpt", "whole", *sizes)
+    assert ended(whole, 0) == 0
+    expected = whole.result()
+    for operation in range(1, 1000):
+        killed = trial(tmp_path, "tiny-gpt", f"killed-{operation}", *sizes)
+        code = ended(killed, operation)
+        if code != 0:
+            assert code == -signal.SIGKILL
+            assert ended(killed, 0) == 0
+        assert killed.result() == expected, operation
+        if code == 0:
+            break
+        shutil.rmtree(killed.run)
+    print(f"\nkilled before each of {operation - 1} operations on files")
+    assert operation > 80, "these are not all operations"
