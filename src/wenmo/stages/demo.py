@@ -36,7 +36,7 @@ from wenmo.text.source import SourceSettings, open_source
 _log = logging.getLogger(__name__)
 RECIPES = Path(__file__).parent / "demo_recipes"
 TEST_ROWS, TEST_DOCUMENTS, SEED = 2000, 400, 0
-SENTENCES = ("这本书写得太好了，一口气读完，强烈推荐！", "快递慢得离谱，客服态度也差，再也不会买了。")
+SENTENCES = ("宾馆很干净，服务也热情，下次还会来。", "内容很差，后悔买了这本书。")
 LABELS = ("negative", "positive")
 
 
