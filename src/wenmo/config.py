@@ -189,6 +189,8 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
         faults, mends = [], []
         for fault in error.errors(include_url=False):
             path = _path_in(data, fault["loc"])
+            if fault["type"] == "missing":
+                path = f"{path}.{fault['loc'][-1]}".lstrip(".")
             if fault["type"] == "union_tag_invalid":
                 tag = fault["ctx"]["tag"]
                 known = [kind.strip("'") for kind in fault["ctx"]["expected_tags"].split(", ")]
@@ -219,7 +221,7 @@ def _path_in(data: Any, location: Sequence[int | str]) -> str:
         in_list = isinstance(data, (list, tuple)) and isinstance(part, int) and part < len(data)
         if in_list or (isinstance(data, Mapping) and part in data):
             data = data[part]
-        elif part is not location[-1]:
+        else:
             continue
         parts.append(str(part))
     return ".".join(parts)
