@@ -25,7 +25,7 @@ from wenmo.data.sequence import Sequence, collate
 from wenmo.models import create
 from wenmo.models.llama import LlamaConfig
 from wenmo.objectives import language_modeling
-from wenmo.train import optimizer
+from wenmo.training import optimizer
 
 
 @dataclass(frozen=True)

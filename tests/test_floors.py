@@ -16,7 +16,7 @@ FLOORS = [
     ["text", "nn"],
     ["data", "models"],
     ["locate"], ["modeldir"], ["generate"], ["golden", "objectives", "scoring"], ["tasks"],
-    ["train", "report", "chart"], ["page"],
+    ["training", "report", "chart"], ["page"],
     ["loaded"],
     ["evaluate"],
     ["recipe"],

@@ -29,7 +29,7 @@ import small_data
 from wenmo.cli import main
 from wenmo.config import read_yaml
 from wenmo.files import read_jsonl, sha256_file
-from wenmo.train import checkpoint
+from wenmo.training import checkpoint
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 NAMES = ("tiny-mlm", "tiny-gpt", "tiny-classification")

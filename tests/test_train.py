@@ -22,10 +22,10 @@ from tiny_training import Tiny, TinySettings, train, train_and_die, write_model
 from wenmo import files
 from wenmo.errors import CheckpointError, RunLocked, StorageError, UsageError
 from wenmo.tensors import save_tensors
-from wenmo.train import checkpoint
-from wenmo.train.best import BestSettings
-from wenmo.train.optimizer import OptimizerSettings, build
-from wenmo.train.run import Run, Stopper
+from wenmo.training import checkpoint
+from wenmo.training.best import BestSettings
+from wenmo.training.optimizer import OptimizerSettings, build
+from wenmo.training.run import Run, Stopper
 
 FACTS = {"data": "d" * 64}
 
@@ -43,7 +43,7 @@ def children() -> Any:
     """Starts children that have torch in memory already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "torch.utils.tensorboard", "safetensors.torch",
-                                    "wenmo.train.run", "wenmo.train.loop"])
+                                    "wenmo.training.run", "wenmo.training.loop"])
     return context
 
 
@@ -217,7 +217,7 @@ def test_a_second_process_is_refused_with_the_first_ones_pid(tmp_path: Path) -> 
     code = f"""
 from pathlib import Path
 from tiny_training import TinySettings
-from wenmo.train.run import Run
+from wenmo.training.run import Run
 with Run.open(Path({str(tmp_path / "run")!r}), TinySettings(), {FACTS!r}):
     print("open", flush=True)
     input()

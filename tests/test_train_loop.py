@@ -22,11 +22,11 @@ from wenmo.config import parse, parse_yaml, to_yaml
 from wenmo.data.sequence import Batch, Sequence, collate
 from wenmo.errors import CheckpointError, NumericsError, RecipeError
 from wenmo.objectives import Objective, Term
-from wenmo.train.best import Best, BestSettings
-from wenmo.train.loop import LoopSettings, StepResult, steps
-from wenmo.train.optimizer import OptimizerSettings, build, load_state_tensors, state_tensors
-from wenmo.train.progress import Progress
-from wenmo.train.schedule import ScheduleSettings, lr_factor, warmup_steps
+from wenmo.training.best import Best, BestSettings
+from wenmo.training.loop import LoopSettings, StepResult, steps
+from wenmo.training.optimizer import OptimizerSettings, build, load_state_tensors, state_tensors
+from wenmo.training.progress import Progress
+from wenmo.training.schedule import ScheduleSettings, lr_factor, warmup_steps
 
 LR = 1e-2
 

@@ -1,4 +1,4 @@
-"""A tiny model, objective and run of our own, for the proofs about `train/`; a child process can be killed in it.
+"""A tiny model, objective and run of our own, for the proofs about `training/`; a child process can be killed in it.
 
 `train` is the shape of every training stage: open the run, load the newest checkpoint, step, log, save, prune.
 """
@@ -23,12 +23,12 @@ from wenmo.data.sequence import Batch, Sequence, collate
 from wenmo.device import Device, numpy_rng
 from wenmo.objectives import Objective, Term
 from wenmo.tensors import save_tensors
-from wenmo.train import checkpoint
-from wenmo.train.best import Best, BestSettings
-from wenmo.train.loop import LoopSettings, steps
-from wenmo.train.optimizer import OptimizerSettings, build
-from wenmo.train.run import Run
-from wenmo.train.schedule import ScheduleSettings
+from wenmo.training import checkpoint
+from wenmo.training.best import Best, BestSettings
+from wenmo.training.loop import LoopSettings, steps
+from wenmo.training.optimizer import OptimizerSettings, build
+from wenmo.training.run import Run
+from wenmo.training.schedule import ScheduleSettings
 
 VOCAB, WIDTH = 23, 8
 CPU = Device(torch.device("cpu"), torch.float32, 1)

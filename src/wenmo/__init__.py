@@ -22,7 +22,5 @@ def __getattr__(name: str) -> Any:
     if name in ("load", "train"):
         from wenmo.stages import library
 
-        # Importing the room wenmo/train/ has just put the module under the function's name.
-        globals().update(load=library.load, train=library.train)
-        return globals()[name]
+        return getattr(library, name)
     raise AttributeError(f"module 'wenmo' has no attribute '{name}'")

@@ -21,10 +21,10 @@ from wenmo.models.t5 import T5Config
 from wenmo.tasks import Lengths, TaskSettings
 from wenmo.text.source import SourceSettings
 from wenmo.text.tokenizer_training import MASK, TokenizerSettings
-from wenmo.train.best import BestSettings
-from wenmo.train.loop import LoopSettings
-from wenmo.train.optimizer import OptimizerSettings
-from wenmo.train.schedule import ScheduleSettings
+from wenmo.training.best import BestSettings
+from wenmo.training.loop import LoopSettings
+from wenmo.training.optimizer import OptimizerSettings
+from wenmo.training.schedule import ScheduleSettings
 
 
 class From(Settings):

@@ -34,11 +34,11 @@ from wenmo.stages.prepare import Corpus, Rows
 from wenmo.tasks import Task
 from wenmo.tasks.language_modeling import document_start
 from wenmo.text.languages import SAMPLE_TEXTS, language_shares
-from wenmo.train import checkpoint, optimizer
-from wenmo.train.best import Best, BestSettings
-from wenmo.train.loop import StepResult, steps
-from wenmo.train.progress import Progress
-from wenmo.train.run import RECIPE, RECORD, Run, Stopper
+from wenmo.training import checkpoint, optimizer
+from wenmo.training.best import Best, BestSettings
+from wenmo.training.loop import StepResult, steps
+from wenmo.training.progress import Progress
+from wenmo.training.run import RECIPE, RECORD, Run, Stopper
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from wenmo import files
 from wenmo.errors import CheckpointError, say
 from wenmo.tensors import load_tensors, save_tensors
-from wenmo.train import optimizer as optimizers
+from wenmo.training import optimizer as optimizers
 
 FORMAT = 1
 TENSORS = "trainer.safetensors"

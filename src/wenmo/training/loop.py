@@ -25,7 +25,7 @@ from wenmo.data.sequence import Batch
 from wenmo.device import Device, key
 from wenmo.errors import NumericsError, say
 from wenmo.objectives import Objective, Term
-from wenmo.train.schedule import ScheduleSettings, lr_factor
+from wenmo.training.schedule import ScheduleSettings, lr_factor
 
 MAX_ROWS_SHOWN = 20
 

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
 from wenmo.errors import say
-from wenmo.train.loop import StepResult
+from wenmo.training.loop import StepResult
 
 WINDOW_STEPS = 100  # speed and time left are those of the last steps, pauses for evaluation and saving included
 
