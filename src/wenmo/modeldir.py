@@ -23,14 +23,16 @@ from wenmo.config import parse
 from wenmo.errors import ModelError, RecipeError, say
 from wenmo.files import atomic_folder, sha256, write_json
 from wenmo.locate import locate
-from wenmo.models import architecture, check_heads, create, gguf, read_config
+from wenmo.models import CustomHeads, architecture, create, gguf, read_config
+from wenmo.models.custom_head import PLACE, kinds_on
 from wenmo.tensors import load_tensors, save_tensors
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "wenmo.json"
 _GENERATION = "generation_config.json"
-_OUTPUTS = ("lm_head.weight", "cls.predictions.decoder.weight")  # the output vocabulary, where it has a name of its own
+# The output vocabulary, where it has a name of its own.
+_OUTPUTS = ("lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight")
 
 
 @dataclass
@@ -56,13 +58,14 @@ class Opened:
 
 
 def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: int = 0,
-               changes: Mapping[str, Any] | None = None) -> Opened:
+               changes: Mapping[str, Any] | None = None, custom: CustomHeads | None = None) -> Opened:
     """The model with the heads that it was saved with, or with `heads` (kind → outputs) in their place.
 
     With `heads`, the body must be complete; parameters of a head that the files lack are freshly initialised from
     `seed` and listed in `initialised`. Stored heads that are not asked for are listed in `left_out`. Weights become
     fp32. `changes`: keys of the configuration to be laid over the stored ones (dropout, say). Raises ModelError:
-    nothing is loaded half; RecipeError for a change that the configuration does not know.
+    nothing is loaded half; RecipeError for a change that the configuration does not know. `custom`: heads of the
+    user's own (models/custom_head.py); a model that was saved with one opens with it alone.
     """
     path = locate(reference)
     if path.suffix == ".gguf":
@@ -78,18 +81,17 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
         generation = _read_json(path / _GENERATION) if (path / _GENERATION).exists() else {}
         card = {**_read_sentence_settings(path), **card}
     cls = architecture(str(config_dict.get("model_type")), str(path))
-    wanted = _saved_heads(cls, config_dict, path) if heads is None else dict(heads)
-    check_heads(cls, wanted)
+    wanted = _saved_heads(cls, config_dict, card, custom or {}, path) if heads is None else dict(heads)
     state = _our_names(cls, state)
     with _unsupported():
         config, carried = read_config(cls.config_class, config_dict, str(path))
     if changes:
         config = parse(cls.config_class, {**config.model_dump(), **changes}, "model.config")
     with _unsupported():
-        model = create(config, wanted, torch.Generator().manual_seed(seed))
+        model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
         if _output_differs(model, state):
             config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))
-            model = create(config, wanted, torch.Generator().manual_seed(seed))
+            model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
     initialised, left_out = _load(model, state, strict=heads is None, where=path)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, str(path))
@@ -98,7 +100,7 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
 
 def open_tokenizer(reference: str) -> Tokenizer:
     """The tokenizer of a model alone, without reading its weights (but for a .gguf, which is one file)."""
-    path = locate(reference)
+    path = locate(reference, weights=False)
     if path.suffix == ".gguf":
         return from_gguf(gguf.read_fields(path))
     return Tokenizer.load(path)
@@ -178,15 +180,29 @@ def _shards(index: Path) -> list[str]:
     return files
 
 
-def _saved_heads(cls: Any, config: Mapping[str, Any], path: Path) -> dict[str, int]:
-    """Head kinds from `architectures`; the number of classes from the labels."""
+def _saved_heads(cls: Any, config: Mapping[str, Any], card: Mapping[str, Any], custom: CustomHeads,
+                 path: Path) -> dict[str, int]:
+    """Head kinds from `architectures`, the number of classes from the labels; custom heads from wenmo.json."""
+    strange = {kind: int(number) for kind, number in card.get(PLACE, {}).items()}
+    if missing := [kind for kind in strange if kind not in custom]:
+        raise ModelError(
+            say(f"the model has a head of its maker's own for {', '.join(missing)}",
+                f"该模型的 {', '.join(missing)} 输出头是自定义的"), where=str(path),
+            mend=say("hand it in, in Python: ", "请在 Python 中交入：")
+            + f"wenmo.load(…, heads={{{', '.join(f'{kind!r}: …' for kind in missing)}}})")
+    if unused := [kind for kind in custom if kind not in strange]:
+        raise ModelError(
+            say(f"the model was not saved with a head of your own for {', '.join(unused)}",
+                f"该模型保存时没有自定义的 {', '.join(unused)} 输出头"), where=str(path),
+            mend=say("open it without `heads`, or train it with the head first",
+                     "打开时不要给 `heads`，或先用该输出头训练"))
     names = config.get("architectures") or []
     if len(names) != 1 or names[0] not in cls.classes:
         raise ModelError(
             say(f"`architectures` is {names}, which is not known", f"无法识别 `architectures`：{names}"),
             where=str(path), mend=say("known: ", "可用的有：") + ", ".join(sorted(cls.classes)))
     num_labels = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
-    return {kind: num_labels if kind == "classification" else 0 for kind in cls.classes[names[0]]}
+    return {kind: num_labels if kind == "classification" else 0 for kind in cls.classes[names[0]]} | strange
 
 
 def _our_names(cls: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -222,7 +238,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Pa
     own = model.state_dict()
 
     def in_body(name: str) -> bool:
-        return name.startswith(cls.body_prefix) and ".pooler." not in name and name not in _OUTPUTS
+        head = name.startswith(f"{PLACE}.") or ".pooler." in name or name in _OUTPUTS
+        return name.startswith(cls.body_prefix) and not head
 
     repeated = (*cls.repeated, *(_OUTPUTS if config.tie_word_embeddings else ()))
     state = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(repeated)}
@@ -232,7 +249,8 @@ def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Pa
     # A head of another size (three classes instead of two) is a new head, unless the model is opened as it is.
     resized = [] if strict else [name for name in misfits if not in_body(name)]
     wrong = [say(f"{name} is missing", f"缺少 {name}") for name in missing if strict or in_body(name)]
-    wrong += [say(f"no place for {name}", f"多出 {name}") for name in unexpected if in_body(name)]
+    wrong += [say(f"no place for {name}", f"多出 {name}") for name in unexpected
+              if in_body(name) or (strict and name.startswith(f"{PLACE}."))]
     wrong += [f"{name} {tuple(state[name].shape)} ≠ {tuple(own[name].shape)}"
               for name in misfits if name not in resized]
     if wrong:
@@ -264,16 +282,28 @@ def write_into(folder: Path, opened: Opened) -> None:
     if opened.tokenizer is not None:
         opened.tokenizer.save(folder)
     write_json(folder / "config.json", _config(opened))
-    if opened.generation:
-        write_json(folder / _GENERATION, opened.generation)
-    write_json(folder / CARD, {"version": 1, **opened.card})
+    if generation := _generation(opened):
+        write_json(folder / _GENERATION, generation)
+    custom = {PLACE: {kind: model.heads[kind] for kind in sorted(kinds_on(model))}} if kinds_on(model) else {}
+    write_json(folder / CARD, {"version": 1, **opened.card, **custom})
+
+
+def _generation(opened: Opened) -> dict[str, Any]:
+    """generation_config.json: as it came; where an encoder–decoder has none, what transformers must know to decode."""
+    if "seq2seq_lm" not in opened.model.heads:
+        return opened.generation
+    control = {} if opened.tokenizer is None else opened.tokenizer.control
+    ids = {"decoder_start_token_id": opened.model.config.decoder_start_token_id, "pad_token_id": control.get("pad"),
+           "eos_token_id": control.get("eos")}
+    return {**{key: id for key, id in ids.items() if id is not None}, **opened.generation}
 
 
 def _config(opened: Opened) -> dict[str, Any]:
     """config.json: what was carried along, the arithmetic, and what follows from the heads and the tokenizer."""
     model = opened.model
     heads: dict[str, int] = model.heads
-    [hf_class] = [name for name, kinds in model.classes.items() if kinds == frozenset(heads)]
+    own = frozenset(heads) - kinds_on(model)
+    [hf_class] = [name for name, kinds in model.classes.items() if kinds == own]
     carried = {key: value for key, value in opened.carried.items() if key not in ("torch_dtype", "num_labels")}
     config = {**carried, **model.config.model_dump(mode="json"), "architectures": [hf_class],
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
@@ -290,10 +320,14 @@ def _config(opened: Opened) -> dict[str, Any]:
         for role in ("pad", "bos", "eos"):
             key, id = f"{role}_token_id", opened.tokenizer.control.get(role)
             several = config.get(key)
+            if key in type(model.config).model_fields:
+                continue  # arithmetic: the model's, whatever the tokenizer says
             if id is not None and not (isinstance(several, list) and id in several):
                 config[key] = id
             elif role != "pad":  # where the key is absent, transformers takes the id of another model's token
                 config.setdefault(key, None)
+    if "seq2seq_lm" in heads:
+        config.setdefault("forced_eos_token_id", None)  # as above
     return config
 
 

@@ -7,32 +7,56 @@ to that alone and names no architecture.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Union
 
 import torch
 import torch.nn.functional as F
+from pydantic import Discriminator
 from torch import Tensor, nn
 
 from wenmo.errors import ModelError, say
 from wenmo.models.bert import Bert
 from wenmo.models.config import ModelConfig, read_config
+from wenmo.models.custom_head import CustomHeads, check_kinds, classify, put_on
+from wenmo.models.gpt2 import GPT2
 from wenmo.models.llama import Llama
+from wenmo.models.marian import Marian
+from wenmo.models.mistral import Mistral
+from wenmo.models.qwen2 import Qwen2
+from wenmo.models.qwen3 import Qwen3
+from wenmo.models.roberta import Roberta
 from wenmo.models.t5 import T5
 
-# model_type in config.json → architecture
-ARCHITECTURES: dict[str, Any] = {"bert": Bert, "llama": Llama, "t5": T5}
+_ALL: tuple[Any, ...] = (Bert, GPT2, Llama, Marian, Mistral, Qwen2, Qwen3, Roberta, T5)
+# model_type in config.json, `type` in a recipe → architecture
+ARCHITECTURES: dict[str, Any] = {cls.config_class.model_fields["model_type"].default: cls for cls in _ALL}
+
+# The configuration of any one of them, told apart by its `model_type`: what a recipe says of a new model.
+if TYPE_CHECKING:
+    AnyConfig = ModelConfig
+else:
+    AnyConfig = Annotated[Union[tuple(cls.config_class for cls in _ALL)], Discriminator("model_type")]  # noqa: UP007
 
 
 class LanguageModel(Protocol):
-    """What every architecture offers. `training`, `parameters`, `train()` and so on are torch's."""
+    """What every architecture offers. `training`, `parameters`, `train()` and so on are torch's.
+
+    An encoder–decoder (head `seq2seq_lm`) is called with a target beside the source, and gives the target's hidden
+    states; `encode` and `body` are its two halves, joined by a nn.cross.Memory: body(…, cross=memory.cross(counts)).
+    What its decoder begins with is `config.decoder_start_token_id`.
+    """
 
     config: ModelConfig
     heads: dict[str, int]
     compute_dtype: torch.dtype
     causal: ClassVar[bool]
 
-    def __call__(self, ids_M: Tensor, lengths: Sequence[int], **inputs: Any) -> Tensor:
-        """Whole sequences, end to end → hidden_MD."""
+    def __call__(self, ids_M: Tensor, lengths: Sequence[int], *target: Any, **inputs: Any) -> Tensor:
+        """Whole sequences, end to end → hidden_MD. `target`: target_ids_M and target_lengths of an encoder–decoder."""
+        ...
+
+    def encode(self, ids_or_embeddings: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Source sequences of an encoder–decoder → memory_MD."""
         ...
 
     def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Any, **inputs: Any) -> Tensor: ...
@@ -52,12 +76,17 @@ def architecture(model_type: str, where: str) -> Any:
     return ARCHITECTURES[model_type]
 
 
-def create(config: ModelConfig, heads: Mapping[str, int], generator: torch.Generator) -> nn.Module:
-    """A freshly initialised model with these heads (kind → number of outputs)."""
+def create(config: ModelConfig, heads: Mapping[str, int], generator: torch.Generator,
+           custom: CustomHeads | None = None) -> nn.Module:
+    """A freshly initialised model with these heads (kind → number of outputs), those in `custom` made by it."""
+    custom = custom or {}
+    check_kinds(custom, heads)
     cls = architecture(config.model_type, "model.type")
-    check_heads(cls, heads)
-    model: nn.Module = cls(config, heads)
+    own = {kind: number for kind, number in heads.items() if kind not in custom}
+    check_heads(cls, own)
+    model: nn.Module = cls(config, own)
     model.initialise(generator)  # type: ignore[operator]
+    put_on(model, heads, custom, generator)
     return model
 
 
@@ -79,5 +108,5 @@ def logits(model: LanguageModel, hidden_XD: Tensor) -> Tensor:
     return F.linear(features_XD, weight_VD.to(features_XD.dtype), bias).float()
 
 
-__all__ = ["ARCHITECTURES", "LanguageModel", "ModelConfig", "architecture", "check_heads", "create", "logits",
-           "read_config"]
+__all__ = ["ARCHITECTURES", "AnyConfig", "CustomHeads", "LanguageModel", "ModelConfig", "architecture", "check_heads",
+           "classify", "create", "logits", "read_config"]

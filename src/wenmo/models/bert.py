@@ -7,44 +7,59 @@ Names and configuration keys are Hugging Face's. Heads: `masked_lm` (cls.predict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
-from wenmo.models.config import ModelConfig
+from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.dropout import Dropout
+from wenmo.nn.initialisation import initialise_normal
 from wenmo.nn.linear import Linear
 from wenmo.nn.norm import LayerNorm
 from wenmo.nn.padding import positions_of, starts_of
 from wenmo.nn.taps import Taps, tap
 
 
-class BertConfig(ModelConfig):
-    model_type: Literal["bert"] = "bert"
-    vocab_size: int = 0
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+class EncoderConfig(ModelConfig):
+    """What BERT and its relatives (roberta.py) have in common."""
+
+    hidden_size: PositiveInt = 768
+    num_hidden_layers: PositiveInt = 12
+    num_attention_heads: PositiveInt = 12
+    intermediate_size: PositiveInt = 3072
     hidden_act: ActivationName = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
+    hidden_dropout_prob: Probability = 0.1
+    attention_probs_dropout_prob: Probability = 0.1
+    classifier_dropout: Probability | None = None
+    max_position_embeddings: PositiveInt = 512
+    type_vocab_size: PositiveInt = 2
+    initializer_range: PositiveFloat = 0.02
+    layer_norm_eps: PositiveFloat = 1e-12
     position_embedding_type: Literal["absolute"] | None = "absolute"
     is_decoder: Literal[False] = False
     add_cross_attention: Literal[False] = False
     tie_word_embeddings: Literal[True] = True
 
+    @model_validator(mode="after")
+    def _heads_divide_the_width(self) -> Self:
+        check_multiple(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        return self
+
     @property
     def width(self) -> int:
         return self.hidden_size
+
+    @property
+    def head_dropout(self) -> float:
+        return self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
+
+
+class BertConfig(EncoderConfig):
+    model_type: Literal["bert"] = "bert"
 
     @property
     def max_tokens(self) -> int:
@@ -52,7 +67,7 @@ class BertConfig(ModelConfig):
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -62,7 +77,7 @@ class _Embeddings(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.query = Linear(config.hidden_size, config.hidden_size)
         self.key = Linear(config.hidden_size, config.hidden_size)
@@ -72,7 +87,7 @@ class _SelfAttention(nn.Module):
 class _AddAndNorm(nn.Module):
     """dense → dropout → + residual → norm: the end of both halves of a layer."""
 
-    def __init__(self, width_in: int, config: BertConfig) -> None:
+    def __init__(self, width_in: int, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = Linear(width_in, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -84,7 +99,7 @@ class _AddAndNorm(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, index: int, config: BertConfig) -> None:
+    def __init__(self, index: int, config: EncoderConfig) -> None:
         super().__init__()
         self.index, self.num_heads = index, config.num_attention_heads
         self.activation = ACTIVATIONS[config.hidden_act]
@@ -105,29 +120,45 @@ class _Layer(nn.Module):
 
 
 class _Transform(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.dense = Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
 
 
 class _Predictions(nn.Module):
-    def __init__(self, config: BertConfig) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.transform = _Transform(config)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
 
-class _Encoder(nn.Module):
-    """Everything below the heads, under Hugging Face's prefix `bert.`"""
+class Encoder(nn.Module):
+    """Everything below the heads, under Hugging Face's prefix `bert.` (or a relative's own)."""
 
-    def __init__(self, config: BertConfig, with_pooler: bool) -> None:
+    def __init__(self, config: EncoderConfig, *, with_pooler: bool) -> None:
         super().__init__()
         self.embeddings = _Embeddings(config)
         self.encoder = nn.ModuleDict(
             {"layer": nn.ModuleList(_Layer(i, config) for i in range(config.num_hidden_layers))})
         if with_pooler:
             self.pooler = nn.ModuleDict({"dense": Linear(config.hidden_size, config.hidden_size)})
+
+    def forward(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *, dtype: torch.dtype,
+                segments_M: Tensor | None, taps: Taps | None) -> Tensor:
+        """ids_M, or word embeddings [M, D] in their place → hidden_MD after the last layer, in `dtype`."""
+        embeddings = self.embeddings
+        words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point()
+                    else embeddings.word_embeddings(ids_or_embeddings))
+        words_MD = tap(taps, "embeddings", words_MD)
+        segments_MD = (embeddings.token_type_embeddings.weight[0] if segments_M is None
+                       else embeddings.token_type_embeddings(segments_M))
+        summed_MD = words_MD + embeddings.position_embeddings(positions_M) + segments_MD
+        hidden_MD: Tensor = embeddings.dropout(embeddings.LayerNorm(summed_MD).to(dtype))
+        layers: Any = self.encoder["layer"]
+        for index, layer in enumerate(layers):
+            hidden_MD = tap(taps, f"layers.{index}", layer(hidden_MD, attend))
+        return hidden_MD
 
 
 class Bert(nn.Module):
@@ -154,7 +185,7 @@ class Bert(nn.Module):
         super().__init__()
         self.config, self.heads = config, dict(heads)
         self.compute_dtype = torch.float32
-        self.bert = _Encoder(config, with_pooler="masked_lm" not in heads or "next_sentence" in heads)
+        self.bert = Encoder(config, with_pooler="masked_lm" not in heads or "next_sentence" in heads)
         if {"masked_lm", "next_sentence"} & set(heads):
             self.cls = nn.Module()
         if "masked_lm" in heads:
@@ -162,18 +193,11 @@ class Bert(nn.Module):
         if "next_sentence" in heads:
             self.cls.seq_relationship = Linear(config.hidden_size, 2)
         if "classification" in heads:
-            rate = config.classifier_dropout
-            self.dropout = Dropout(config.hidden_dropout_prob if rate is None else rate)
+            self.dropout = Dropout(config.head_dropout)
             self.classifier = Linear(config.hidden_size, heads["classification"])
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Normal(0, initializer_range) matrices, zero biases, norms at one (Devlin et al. 2019's released code)."""
-        for name, parameter in self.named_parameters():
-            with torch.no_grad():
-                if parameter.ndim >= 2:
-                    parameter.normal_(0.0, self.config.initializer_range, generator=generator)
-                else:
-                    parameter.fill_(1.0 if name.endswith("LayerNorm.weight") else 0.0)
+        initialise_normal(self, self.config.initializer_range, generator)
 
     def forward(self, ids_M: Tensor, lengths: Sequence[int], *, segments_M: Tensor | None = None,
                 taps: Taps | None = None) -> Tensor:
@@ -185,18 +209,9 @@ class Bert(nn.Module):
     def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *,
              segments_M: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """ids_M, or word embeddings [M, D] in their place → hidden_MD after the last layer."""
-        embeddings: _Embeddings = self.bert.embeddings
-        words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point()
-                    else embeddings.word_embeddings(ids_or_embeddings))
-        words_MD = tap(taps, "embeddings", words_MD)
-        segments_MD = (embeddings.token_type_embeddings.weight[0] if segments_M is None
-                       else embeddings.token_type_embeddings(segments_M))
-        summed_MD = words_MD + embeddings.position_embeddings(positions_M) + segments_MD
-        hidden_MD: Tensor = embeddings.dropout(embeddings.LayerNorm(summed_MD).to(self.compute_dtype))
-        layers: Any = self.bert.encoder["layer"]
-        for index, layer in enumerate(layers):
-            hidden_MD = tap(taps, f"layers.{index}", layer(hidden_MD, attend))
-        return hidden_MD
+        out: Tensor = self.bert(ids_or_embeddings, positions_M, attend, dtype=self.compute_dtype, segments_M=segments_M,
+                                taps=taps)
+        return out
 
     @property
     def predictions(self) -> _Predictions:

@@ -1,7 +1,8 @@
 """GGUF files of Llama-shaped models: metadata and quantised tensors → our configuration and state dict.
 
 Reading and dequantising is the `gguf` library's work; what stands here is the map of names and the one difference
-in layout: GGUF interleaves the rotary halves of q and k, Hugging Face keeps them apart.
+in layout: for Llama GGUF interleaves the rotary halves of q and k, Hugging Face keeps them apart. Mistral's files call
+themselves Llama, and say nothing of its window: they are read as one that looks back to the beginning.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ _LAYER_NAMES = {
     "attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
 }
+_KINDS = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}  # the format's names are model types → class prefix
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]:
@@ -33,18 +36,18 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], dict[str, Any]]
     gguf, reader = _reader(path)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     kind = fields.get("general.architecture")
-    if kind != "llama":
+    if kind not in _KINDS:
         raise ModelError(
             say(f"GGUF files of architecture `{kind}` are not read yet", f"尚不支持结构为 `{kind}` 的 GGUF 文件"),
             where=str(path), mend=say("use the Hugging Face folder of this model", "请使用该模型的 Hugging Face 目录"))
     unknown = [tensor.name for tensor in reader.tensors if _our_name(tensor.name) is None]
     if unknown:
-        raise _unreadable(path, say(f"tensors that no Llama has, such as {unknown[0]}",
-                                    f"有 Llama 所没有的张量，例如 {unknown[0]}"))
+        raise _unreadable(path, say(f"tensors that no {_KINDS[kind]} has, such as {unknown[0]}",
+                                    f"有 {_KINDS[kind]} 所没有的张量，例如 {unknown[0]}"))
     try:
         tensors = {tensor.name: np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
                    for tensor in reader.tensors}
-        config = _config(fields, tensors)
+        config = _config(kind, fields, tensors)
     except KeyError as error:
         raise _unreadable(path, say(f"{error.args[0]} is missing", f"缺少 {error.args[0]}")) from error
     except NotImplementedError as error:
@@ -77,22 +80,25 @@ def _unreadable(path: Path, why: str) -> ModelError:
                  "请重新下载，或使用该模型的 Hugging Face 目录"))
 
 
-def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    width, heads = fields["llama.embedding_length"], fields["llama.attention.head_count"]
-    head_width = fields.get("llama.attention.key_length", width // heads)
+def _config(kind: str, fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    width, heads = fields[f"{kind}.embedding_length"], fields[f"{kind}.attention.head_count"]
+    head_width = fields.get(f"{kind}.attention.key_length", width // heads)
     config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"],
+        "model_type": kind, "architectures": [f"{_KINDS[kind]}ForCausalLM"],
         "vocab_size": tensors["token_embd.weight"].shape[0],
-        "hidden_size": width, "intermediate_size": fields["llama.feed_forward_length"],
-        "num_hidden_layers": fields["llama.block_count"], "num_attention_heads": heads,
-        "num_key_value_heads": fields.get("llama.attention.head_count_kv", heads), "head_dim": head_width,
-        "max_position_embeddings": fields["llama.context_length"],
+        "hidden_size": width, "intermediate_size": fields[f"{kind}.feed_forward_length"],
+        "num_hidden_layers": fields[f"{kind}.block_count"], "num_attention_heads": heads,
+        "num_key_value_heads": fields.get(f"{kind}.attention.head_count_kv", heads), "head_dim": head_width,
+        "max_position_embeddings": fields[f"{kind}.context_length"],
         # GGUF stores it as a 32-bit float: 9.9999997e-06 is 1e-05
-        "rms_norm_eps": float(f"{fields['llama.attention.layer_norm_rms_epsilon']:.6g}"),
-        "rope_theta": float(fields.get("llama.rope.freq_base", 10000.0)),
+        "rms_norm_eps": float(f"{fields[f'{kind}.attention.layer_norm_rms_epsilon']:.6g}"),
+        "rope_theta": float(fields.get(f"{kind}.rope.freq_base", 10000.0)),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "attention_bias": "blk.0.attn_q.bias" in tensors, "mlp_bias": "blk.0.ffn_gate.bias" in tensors,
     }
+    if kind != "qwen2":  # which has its biases always
+        config["attention_bias"] = "blk.0.attn_q.bias" in tensors
+    if kind == "llama":
+        config["mlp_bias"] = "blk.0.ffn_gate.bias" in tensors
     for role in ("bos", "eos"):
         if f"tokenizer.ggml.{role}_token_id" in fields:
             config[f"{role}_token_id"] = int(fields[f"tokenizer.ggml.{role}_token_id"])
@@ -100,12 +106,12 @@ def _config(fields: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> dic
         factors = [float(value) for value in tensors[_ROPE_FACTORS]]
         config["rope_scaling"] = {"rope_type": "longrope", "short_factor": factors, "long_factor": factors,
                                   "attention_factor": 1.0}
-    elif fields.get("llama.rope.scaling.type") in ("linear", "yarn"):
-        config["rope_scaling"] = {"rope_type": fields["llama.rope.scaling.type"],
-                                  "factor": float(fields["llama.rope.scaling.factor"])}
+    elif fields.get(f"{kind}.rope.scaling.type") in ("linear", "yarn"):
+        config["rope_scaling"] = {"rope_type": fields[f"{kind}.rope.scaling.type"],
+                                  "factor": float(fields[f"{kind}.rope.scaling.factor"])}
         if config["rope_scaling"]["rope_type"] == "yarn":
             config["rope_scaling"]["original_max_position_embeddings"] = int(
-                fields["llama.rope.scaling.original_context_length"])
+                fields[f"{kind}.rope.scaling.original_context_length"])
     return config
 
 
@@ -114,7 +120,7 @@ def _state(tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict
     state = {}
     for name, array in tensors.items():
         part = name.split(".")[-2]
-        if part in num_heads:
+        if part in num_heads and config["model_type"] == "llama":
             array = _halves_apart(array, num_heads[part])
         if name != _ROPE_FACTORS:
             state[str(_our_name(name))] = torch.from_numpy(np.ascontiguousarray(array))

@@ -1,7 +1,7 @@
 """Llama (Touvron et al. 2023): a causal decoder, pre-norm, rotary positions, grouped queries, SwiGLU.
 
-The same file carries SmolLM and, when their tables list them, other models of this shape. Names and configuration
-keys are Hugging Face's. Heads: `causal_lm` (lm_head, tied or not), `classification` (score of the last token).
+Names and configuration keys are Hugging Face's. Heads: `causal_lm` (lm_head, tied or not), `classification` (score of
+the last token). Most decoders since have this shape: qwen2.py, qwen3.py and mistral.py say only what they do otherwise.
 """
 
 from __future__ import annotations
@@ -14,35 +14,34 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 
-from wenmo.models.config import ModelConfig
+from wenmo.errors import say
+from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.linear import Linear
 from wenmo.nn.norm import RMSNorm
 from wenmo.nn.padding import positions_of
-from wenmo.nn.rope import Rope, RopeScaling, check_factors, rotate
+from wenmo.nn.rope import Rope, RopeScaling, check_scaling, rotate
 from wenmo.nn.taps import Taps, tap
 
 
-class LlamaConfig(ModelConfig):
-    model_type: Literal["llama"] = "llama"
-    vocab_size: int = 0
-    hidden_size: int = 4096
-    intermediate_size: int = 11008
-    num_hidden_layers: int = 32
-    num_attention_heads: int = 32
-    num_key_value_heads: int | None = None
-    head_dim: int | None = None
+class RotaryConfig(ModelConfig):
+    """The keys that Llama shares with the models of its shape, and what the layers ask."""
+
+    hidden_size: PositiveInt = 4096
+    intermediate_size: PositiveInt = 11008
+    num_hidden_layers: PositiveInt = 32
+    num_attention_heads: PositiveInt = 32
+    num_key_value_heads: PositiveInt | None = None
+    head_dim: PositiveInt | None = None
     hidden_act: ActivationName = "silu"
-    max_position_embeddings: int = 2048
-    initializer_range: float = 0.02
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
+    max_position_embeddings: PositiveInt = 2048
+    initializer_range: PositiveFloat = 0.02
+    rms_norm_eps: PositiveFloat = 1e-6
+    rope_theta: PositiveFloat = 10000.0
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    attention_dropout: float = 0.0
+    attention_dropout: Probability = 0.0
 
     @classmethod
     def one_spelling(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -61,12 +60,14 @@ class LlamaConfig(ModelConfig):
         return data
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> LlamaConfig:
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError("hidden_size must be a multiple of num_attention_heads, unless head_dim is given")
-        if self.num_attention_heads % self.key_heads:
-            raise ValueError("num_attention_heads must be a multiple of num_key_value_heads")
-        check_factors(self.rope_scaling, self.head_width)
+    def _sizes_fit(self) -> RotaryConfig:
+        if self.head_dim is None:
+            check_multiple(self.hidden_size, self.num_attention_heads, "hidden_size", "num_attention_heads")
+        check_multiple(self.num_attention_heads, self.key_heads, "num_attention_heads", "num_key_value_heads")
+        if self.head_width % 2:
+            raise ValueError(say(f"a head is {self.head_width} wide: rotary positions turn pairs, it must be even",
+                                 f"每个头的宽度为 {self.head_width}：旋转位置成对转动，宽度须为偶数"))
+        check_scaling(self.rope_scaling, self.head_width, self.rope_theta)
         return self
 
     @property
@@ -85,23 +86,65 @@ class LlamaConfig(ModelConfig):
     def max_tokens(self) -> int:
         return self.max_position_embeddings
 
+    # Which maps add a bias, and how far a layer looks back (None: to the beginning): each model has its own keys.
 
-class _Attention(nn.Module):
-    def __init__(self, config: LlamaConfig) -> None:
+    @property
+    def query_bias(self) -> bool:
+        """Of queries, keys and values."""
+        return False
+
+    @property
+    def output_bias(self) -> bool:
+        return False
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        return False
+
+    def window(self, layer: int) -> int | None:
+        return None
+
+
+class LlamaConfig(RotaryConfig):
+    model_type: Literal["llama"] = "llama"
+    attention_bias: bool = False
+    mlp_bias: bool = False
+
+    @property
+    def query_bias(self) -> bool:
+        return self.attention_bias
+
+    @property
+    def output_bias(self) -> bool:
+        return self.attention_bias
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        return self.mlp_bias
+
+
+class Attention(nn.Module):
+    def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
-        H, bias = config.head_width, config.attention_bias
-        self.q_proj = Linear(config.hidden_size, config.num_attention_heads * H, bias=bias)
-        self.k_proj = Linear(config.hidden_size, config.key_heads * H, bias=bias)
-        self.v_proj = Linear(config.hidden_size, config.key_heads * H, bias=bias)
-        self.o_proj = Linear(config.num_attention_heads * H, config.hidden_size, bias=bias)
+        D, H, bias = config.hidden_size, config.head_width, config.query_bias
+        self.head_width = H
+        self.q_proj = Linear(D, config.num_attention_heads * H, bias=bias)
+        self.k_proj = Linear(D, config.key_heads * H, bias=bias)
+        self.v_proj = Linear(D, config.key_heads * H, bias=bias)
+        self.o_proj = Linear(config.num_attention_heads * H, D, bias=config.output_bias)
+
+    def queries_keys_values(self, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[M, N, H], [M, K, H], [M, K, H], not yet turned to their positions."""
+        heads = (x_MD.shape[0], -1, self.head_width)
+        return self.q_proj(x_MD).view(heads), self.k_proj(x_MD).view(heads), self.v_proj(x_MD).view(heads)
 
 
 class _FeedForward(nn.Module):
     """down(silu(gate(x)) · up(x)): SwiGLU (Shazeer 2020, §2)."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
-        D, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        D, F_, bias = config.hidden_size, config.intermediate_size, config.feed_forward_bias
         self.gate_proj, self.up_proj = Linear(D, F_, bias=bias), Linear(D, F_, bias=bias)
         self.down_proj = Linear(F_, D, bias=bias)
         self.activation = ACTIVATIONS[config.hidden_act]
@@ -112,22 +155,18 @@ class _FeedForward(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, index: int, config: LlamaConfig) -> None:
+    def __init__(self, index: int, config: RotaryConfig, attention: type[Attention]) -> None:
         super().__init__()
-        self.index, self.head_width = index, config.head_width
+        self.index, self.window = index, config.window(index)
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = _Attention(config)
+        self.self_attn = attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = _FeedForward(config)
 
     def forward(self, hidden_MD: Tensor, cos_sin: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x_MD = self.input_layernorm(hidden_MD)
-        heads = (x_MD.shape[0], -1, self.head_width)
-        project = self.self_attn
-        attended_MNH = attend(
-            self.index, rotate(project.q_proj(x_MD).view(heads), cos_sin),
-            rotate(project.k_proj(x_MD).view(heads), cos_sin), project.v_proj(x_MD).view(heads))
-        hidden_MD = hidden_MD + project.o_proj(attended_MNH.flatten(1))
+        q_MNH, k_MKH, v_MKH = self.self_attn.queries_keys_values(self.input_layernorm(hidden_MD))
+        attended_MNH = attend(self.index, rotate(q_MNH, cos_sin), rotate(k_MKH, cos_sin), v_MKH, window=self.window)
+        hidden_MD = hidden_MD + self.self_attn.o_proj(attended_MNH.flatten(1))
         out: Tensor = hidden_MD + self.mlp(self.post_attention_layernorm(hidden_MD))
         return out
 
@@ -135,11 +174,17 @@ class _Layer(nn.Module):
 class _Decoder(nn.Module):
     """Everything below the heads, under Hugging Face's prefix `model.`"""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: RotaryConfig, attention: type[Attention]) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(_Layer(i, config) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(_Layer(i, config, attention) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+def classes_of(name: str) -> dict[str, frozenset[str]]:
+    """Hugging Face's classes for a model of this shape, and the heads that each has."""
+    return {f"{name}Model": frozenset(), f"{name}ForCausalLM": frozenset({"causal_lm"}),
+            f"{name}ForSequenceClassification": frozenset({"classification"})}
 
 
 class Llama(nn.Module):
@@ -147,20 +192,17 @@ class Llama(nn.Module):
 
     causal: ClassVar[bool] = True
     body_prefix: ClassVar[str] = "model."
-    config_class: ClassVar = LlamaConfig
-    classes: ClassVar[dict[str, frozenset[str]]] = {
-        "LlamaModel": frozenset(),
-        "LlamaForCausalLM": frozenset({"causal_lm"}),
-        "LlamaForSequenceClassification": frozenset({"classification"}),
-    }
+    config_class: ClassVar[type[RotaryConfig]] = LlamaConfig
+    classes: ClassVar[dict[str, frozenset[str]]] = classes_of("Llama")
+    attention: ClassVar[type[Attention]] = Attention
     repeated: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
-    def __init__(self, config: LlamaConfig, heads: Mapping[str, int]) -> None:
+    def __init__(self, config: RotaryConfig, heads: Mapping[str, int]) -> None:
         super().__init__()
         self.config, self.heads = config, dict(heads)
         self.compute_dtype = torch.float32
-        self.model = _Decoder(config)
+        self.model = _Decoder(config, self.attention)
         self.rope = Rope(config.head_width, config.rope_theta, config.max_position_embeddings, config.rope_scaling)
         if "causal_lm" in heads and not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -1,54 +1,75 @@
 """T5 (Raffel et al. 2020): an encoder–decoder, pre-norm with RMSNorm, relative position biases, unscaled scores.
 
-It proves that the one forward (`encode`, `decode`, with `attend`) carries two stacks too. Names and configuration
-keys are Hugging Face's (v1.0 with relu, v1.1 with gated gelu). Head: `seq2seq_lm`.
+In: source ids, and the ids that the decoder reads; out: hidden states of the target. Names and configuration keys are
+Hugging Face's (v1.0 with relu, v1.1 with gated gelu and an output vocabulary of its own). Heads: `seq2seq_lm`;
+`encoder` is the first stack alone, as vectors of texts need it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from wenmo.models.config import ModelConfig
+from wenmo.errors import say
+from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, TokenId
+from wenmo.models.encoder_decoder import EncoderDecoder
 from wenmo.nn.activation import ACTIVATIONS
-from wenmo.nn.attend import Attend, Bias, Cross, Packed
+from wenmo.nn.attend import Attend, Bias, Packed
+from wenmo.nn.cross import Cross
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.linear import Linear
 from wenmo.nn.norm import RMSNorm
-from wenmo.nn.padding import positions_of
 from wenmo.nn.taps import Taps, tap
 
 
 class T5Config(ModelConfig):
     model_type: Literal["t5"] = "t5"
-    vocab_size: int = 0
-    d_model: int = 512
-    d_kv: int = 64
-    d_ff: int = 2048
-    num_layers: int = 6
-    num_decoder_layers: int | None = None
-    num_heads: int = 8
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    dropout_rate: float = 0.1
-    layer_norm_epsilon: float = 1e-6
-    initializer_factor: float = 1.0
+    d_model: PositiveInt = 512
+    d_kv: PositiveInt = 64
+    d_ff: PositiveInt = 2048
+    num_layers: PositiveInt = 6
+    num_decoder_layers: PositiveInt | None = None
+    num_heads: PositiveInt = 8
+    relative_attention_num_buckets: int = Field(32, ge=4)
+    relative_attention_max_distance: PositiveInt = 128
+    dropout_rate: Probability = 0.1
+    layer_norm_epsilon: PositiveFloat = 1e-6
+    initializer_factor: PositiveFloat = 1.0
     feed_forward_proj: Literal["relu", "gated-gelu", "gated-silu"] = "relu"
-    decoder_start_token_id: int | None = 0
+    decoder_start_token_id: TokenId | None = None
     tie_word_embeddings: bool = True
     scale_decoder_outputs: bool | None = None
     is_encoder_decoder: Literal[True] = True
 
+    @classmethod
+    def one_spelling(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Where a file does not say what the decoder begins with, it is the padding; and T5EncoderModel, which
+        transformers says is none, has an encoder–decoder's configuration."""
+        start = data.get("decoder_start_token_id")
+        return {**data, "is_encoder_decoder": True,
+                "decoder_start_token_id": (data.get("pad_token_id") or 0) if start is None else start}
+
     @model_validator(mode="after")
-    def _scaling_as_it_was_trained(self) -> T5Config:
+    def _scaling_as_it_was_trained(self) -> Self:
         """v1.0 ties its embeddings and scales the output by D^-½; transformers 5 says so in a key of its own."""
         if self.scale_decoder_outputs is None:
             object.__setattr__(self, "scale_decoder_outputs", self.tie_word_embeddings)
+        return self
+
+    @model_validator(mode="after")
+    def _distances_fit(self) -> Self:
+        """Half of the encoder's buckets are for what comes before, and half of those for single distances."""
+        if self.relative_attention_num_buckets % 4:
+            raise ValueError(say("relative_attention_num_buckets must be a multiple of 4",
+                                 "relative_attention_num_buckets 须是 4 的倍数"))
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 2:
+            names = ("relative_attention_max_distance", "relative_attention_num_buckets")
+            raise ValueError(say("{} must be more than half of {}", "{} 须大于 {} 的一半").format(*names))
         return self
 
     @property
@@ -117,8 +138,7 @@ class _Block(nn.Module):
         sublayers.append(_Sublayer("DenseReluDense", _FeedForward(config), config))
         self.layer = nn.ModuleList(sublayers)
 
-    def forward(self, hidden_MD: Tensor, attend: Attend, bias: Bias, cross: Cross | None,
-                memory_MD: Tensor | None) -> Tensor:
+    def forward(self, hidden_MD: Tensor, attend: Attend, bias: Bias, cross: Cross | None) -> Tensor:
         sub: Any = self.layer[0]
         x_MD, project = sub.layer_norm(hidden_MD), sub.inner
         attended = attend(self.index, self._heads(project.q(x_MD)), self._heads(project.k(x_MD)),
@@ -126,10 +146,10 @@ class _Block(nn.Module):
         hidden_MD = hidden_MD + sub.dropout(project.o(attended.flatten(1)))
         if cross is not None:
             sub = self.layer[1]
-            x_MD, across = sub.layer_norm(hidden_MD), sub.inner
-            keys, values = cross.remembered(
-                self.index, lambda: (self._heads(across.k(memory_MD)), self._heads(across.v(memory_MD))))
-            attended = cross(self.index, self._heads(across.q(x_MD)), keys, values, scale=1.0)
+            across = sub.inner
+            attended = cross(
+                self.index, self._heads(across.q(sub.layer_norm(hidden_MD))),
+                lambda memory_MD: (self._heads(across.k(memory_MD)), self._heads(across.v(memory_MD))), scale=1.0)
             hidden_MD = hidden_MD + sub.dropout(across.o(attended.flatten(1)))
         sub = self.layer[-1]
         out: Tensor = hidden_MD + sub.dropout(sub.inner(sub.layer_norm(hidden_MD)))
@@ -148,12 +168,11 @@ class _Stack(nn.Module):
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
         self.dropout = Dropout(config.dropout_rate)
 
-    def forward(self, words_MD: Tensor, attend: Attend, cross: Cross | None, memory_MD: Tensor | None,
-                taps: Taps | None) -> Tensor:
+    def forward(self, words_MD: Tensor, attend: Attend, cross: Cross | None, taps: Taps | None) -> Tensor:
         place = "decoder" if self.decoder else "encoder"
         hidden_MD: Tensor = self.dropout(tap(taps, f"{place}.embeddings", words_MD))
         for index, block in enumerate(self.block):
-            hidden_MD = tap(taps, f"{place}.layers.{index}", block(hidden_MD, attend, self.bias, cross, memory_MD))
+            hidden_MD = tap(taps, f"{place}.layers.{index}", block(hidden_MD, attend, self.bias, cross))
         out: Tensor = self.dropout(self.final_layer_norm(hidden_MD))
         return out
 
@@ -183,17 +202,19 @@ def relative_bucket(distance: Tensor, *, bidirectional: bool, num_buckets: int, 
     return offset + torch.where(distance < exact, distance, far)
 
 
-class T5(nn.Module):
+class T5(EncoderDecoder):
     """heads: head kind → number of outputs (0 where the kind fixes it)."""
 
-    causal: ClassVar[bool] = True
     body_prefix: ClassVar[str] = ""
     config_class: ClassVar = T5Config
     classes: ClassVar[dict[str, frozenset[str]]] = {
         "T5Model": frozenset(),
         "T5ForConditionalGeneration": frozenset({"seq2seq_lm"}),
+        "T5EncoderModel": frozenset({"encoder"}),
     }
-    repeated: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+    # The last one stands in the released T5 files, which never used it.
+    repeated: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
+                                           "EncDecAttention.relative_attention_bias.weight")
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
 
     def __init__(self, config: T5Config, heads: Mapping[str, int]) -> None:
@@ -202,7 +223,8 @@ class T5(nn.Module):
         self.compute_dtype = torch.float32
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = _Stack(config, decoder=False)
-        self.decoder = _Stack(config, decoder=True)
+        if "encoder" not in heads:
+            self.decoder = _Stack(config, decoder=True)
         if "seq2seq_lm" in heads and not config.tie_word_embeddings:
             self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
 
@@ -219,30 +241,24 @@ class T5(nn.Module):
                 else:
                     parameter.fill_(factor)
 
-    def forward(self, ids_M: Tensor, lengths: Sequence[int], target_ids_M: Tensor, target_lengths: Sequence[int],
-                *, taps: Taps | None = None) -> Tensor:
-        """Source sequences and, row by row, the decoder's input sequences → hidden of the decoder, [M_target, D]."""
-        device = ids_M.device
-        rate = self.config.dropout_rate if self.training else 0.0
-        memory_MD = self.encode(ids_M, Packed(lengths, causal=False, dropout=rate, device=device), taps=taps)
-        cross = Cross(target_lengths, lengths, dropout=rate, device=device)
-        attend = Packed(target_lengths, causal=True, dropout=rate, device=device)
-        positions_M = positions_of(target_lengths, device)
-        return self.body(target_ids_M, positions_M, attend, cross=cross, memory_MD=memory_MD, taps=taps)
-
-    def encode(self, ids_or_embeddings: Tensor, attend: Attend, *, taps: Taps | None = None) -> Tensor:
+    def encode(self, ids_or_embeddings: Tensor, lengths: Sequence[int], *, taps: Taps | None = None) -> Tensor:
         """Source tokens → memory_MD."""
-        return self._run(self.encoder, ids_or_embeddings, attend, None, None, taps)
+        attend = Packed(lengths, causal=False, dropout=self.attention_dropout, device=ids_or_embeddings.device)
+        return self._run(self.encoder, ids_or_embeddings, attend, None, taps)
 
     def body(self, ids_or_embeddings: Tensor, positions_M: Tensor, attend: Attend, *, cross: Cross,
-             memory_MD: Tensor, taps: Taps | None = None) -> Tensor:
+             taps: Taps | None = None) -> Tensor:
         """Target tokens → hidden_MD. Positions reach the scores through `attend`, which knows them."""
-        return self._run(self.decoder, ids_or_embeddings, attend, cross, memory_MD, taps)
+        return self._run(self.decoder, ids_or_embeddings, attend, cross, taps)
+
+    @property
+    def attention_dropout(self) -> float:
+        return self.config.dropout_rate if self.training else 0.0
 
     def _run(self, stack: _Stack, ids_or_embeddings: Tensor, attend: Attend, cross: Cross | None,
-             memory_MD: Tensor | None, taps: Taps | None) -> Tensor:
+             taps: Taps | None) -> Tensor:
         words_MD = (ids_or_embeddings if ids_or_embeddings.is_floating_point() else self.shared(ids_or_embeddings))
-        out: Tensor = stack(words_MD.to(self.compute_dtype), attend, cross, memory_MD, taps)
+        out: Tensor = stack(words_MD.to(self.compute_dtype), attend, cross, taps)
         return out
 
     def lm_features(self, hidden_XD: Tensor) -> Tensor:

@@ -5,9 +5,9 @@ the call decides the layout:
 
     Packed   whole sequences, end to end, each isolated from the others (training, scoring, prefill)
     Cached   some new tokens a row over the keys and values kept from before (generation)
-    Cross    target tokens over the source tokens of the same row (encoder–decoder)
 
-All three give the same numbers for the same tokens; tests/test_parity.py holds them to it.
+Both give the same numbers for the same tokens; tests/test_parity.py holds them to it. A causal layer may look back over
+a window of tokens alone. (How a decoder sees its source: nn/cross.py.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wenmo.nn.attention import attention
+from wenmo.nn.attention import attention, in_window
 from wenmo.nn.padding import Padding, positions_of
 
 # (query positions [B or 1, T], key positions [S]) → what is added to the scores, [B or 1, N, T, S]
@@ -28,9 +28,12 @@ Bias = Callable[[Tensor, Tensor], Tensor]
 class Attend(Protocol):
     def __call__(
         self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor,
-        *, scale: float | None = None, bias: Bias | None = None,
+        *, scale: float | None = None, bias: Bias | None = None, window: int | None = None,
     ) -> Tensor:
-        """[M, N, H] for the M query tokens; `layer` tells a cache where to keep the keys and values."""
+        """[M, N, H] for the M query tokens; `layer` tells a cache where to keep the keys and values.
+
+        window: a token sees the last `window` tokens up to itself (causal models alone).
+        """
         ...
 
 
@@ -56,8 +59,9 @@ class Packed:
         grouped_M = torch.cat([group.token_BT.flatten()[group.slot_X] for group in self.groups])
         self.order_M: Tensor | None = torch.argsort(grouped_M) if len(self.groups) > 1 else None
 
-    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor,
-                 *, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, *, scale: float | None = None,
+                 bias: Bias | None = None, window: int | None = None) -> Tensor:
+        assert window is None or self.causal
         parts = []
         for group in self.groups:
             column_T = torch.arange(group.longest, device=q_MNH.device)
@@ -67,7 +71,7 @@ class Packed:
                 group.pad(q_MNH), group.pad(k_MKH), group.pad(v_MKH), causal=self.causal, scale=scale,
                 mask=group.real_BT[:, None, None, :] if needs_mask else None,
                 bias=bias(column_T[None], column_T) if bias is not None else None,
-                dropout_probability=self.dropout,
+                window=window, dropout_probability=self.dropout,
             )
             parts.append(group.unpad(out_BTNH))
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -139,56 +143,27 @@ class Cached:
         self.row_M = torch.repeat_interleave(torch.arange(len(counts), device=device), counts_B)
         self.positions_M = positions_of(counts, device) + before_B[self.row_M]
         self.num_keys = max(old + new for old, new in zip(before, counts, strict=True))
-        query_BT = before_B[:, None] + torch.arange(self.padding.longest, device=device)
-        self.query_BT = query_BT
-        key_S = torch.arange(self.num_keys, device=device)
-        # A padded query repeats a row's first new token, and sees at least that: no empty softmax.
-        self.mask_B1TS = (key_S <= query_BT[:, :, None])[:, None]
-        self.sees_all = self.padding.longest == 1 and len(set(before)) == 1
+        # A padded query goes by its row's last position, and so sees that token at least: no empty softmax.
+        column_T = torch.arange(self.padding.longest, device=device)
+        self.query_BT = before_B[:, None] + torch.minimum(column_T, counts_B[:, None] - 1)
+        self.one_position = self.padding.longest == 1 and len(set(before)) == 1
+        self.seen: dict[int | None, tuple[Tensor, Tensor | None]] = {}  # window → keys and mask, for all layers
 
-    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor,
-                 *, scale: float | None = None, bias: Bias | None = None) -> Tensor:
+    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, *, scale: float | None = None,
+                 bias: Bias | None = None, window: int | None = None) -> Tensor:
         keys, values = self.cache.store(layer, self.row_M, self.positions_M, k_MKH, v_MKH)
+        if window not in self.seen:
+            self.seen[window] = self._seen(window)
+        key_S, mask = self.seen[window]
+        first = self.num_keys - len(key_S)
         out_BTNH = attention(
-            self.padding.pad(q_MNH), keys[:, : self.num_keys], values[:, : self.num_keys], scale=scale,
-            mask=None if self.sees_all else self.mask_B1TS,
-            bias=bias(self.query_BT, torch.arange(self.num_keys, device=q_MNH.device)) if bias is not None else None,
+            self.padding.pad(q_MNH), keys[:, first : self.num_keys], values[:, first : self.num_keys], scale=scale,
+            mask=mask, bias=bias(self.query_BT, key_S) if bias is not None else None,
         )
         return self.padding.unpad(out_BTNH)
 
-
-class Cross:
-    """Target tokens over their row's source tokens (Vaswani et al. 2017, §3.2.3, "encoder-decoder attention").
-
-    `remembered(layer, make)` computes the source's keys and values once a layer, and keeps them for the tokens to come.
-    """
-
-    def __init__(self, target_lengths: Sequence[int], source_lengths: Sequence[int], *, dropout: float = 0.0,
-                 device: torch.device | None = None, kept: dict[int, tuple[Tensor, Tensor]] | None = None) -> None:
-        device = device or torch.device("cpu")
-        self.dropout = dropout
-        self.target = _end_to_end(target_lengths, device)
-        self.source = _end_to_end(source_lengths, device)
-        self.kept = {} if kept is None else kept
-
-    def remembered(self, layer: int, make: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        if layer not in self.kept:
-            self.kept[layer] = make()
-        return self.kept[layer]
-
-    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor,
-                 *, scale: float | None = None, bias: Bias | None = None) -> Tensor:
-        assert bias is None, "positions of source and target are not comparable"
-        out_BTNH = attention(
-            self.target.pad(q_MNH), self.source.pad(k_MKH), self.source.pad(v_MKH), scale=scale,
-            mask=None if self.source.is_full else self.source.real_BT[:, None, None, :],
-            dropout_probability=self.dropout,
-        )
-        return self.target.unpad(out_BTNH)
-
-
-def _end_to_end(lengths: Sequence[int], device: torch.device) -> Padding:
-    starts = [0]
-    for length in lengths:
-        starts.append(starts[-1] + length)
-    return Padding(starts[:-1], lengths, device)
+    def _seen(self, window: int | None) -> tuple[Tensor, Tensor | None]:
+        """Positions of the keys that are seen [S], and who sees which [B, 1, T, S]; no mask where all see all."""
+        earliest = 0 if window is None else max(0, int(self.query_BT.min()) - window + 1)
+        key_S = torch.arange(earliest, self.num_keys, device=self.query_BT.device)
+        return key_S, None if self.one_position else in_window(self.query_BT, key_S, window)

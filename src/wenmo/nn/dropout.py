@@ -17,7 +17,7 @@ def dropout(x: Tensor, probability: float) -> Tensor:
     """Zeroes each element with `probability` (to within 2^-16) and scales the rest by 1 / (1 - probability)."""
     if x.is_cuda:
         return F.dropout(x, probability)
-    dropped_levels = round(probability * _LEVELS)
+    dropped_levels = min(round(probability * _LEVELS), _LEVELS - 1)
     # Four 16-bit numbers out of every 64 random bits; `from` = the lowest int64 asks for all 64.
     words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(1 << 63), None)
     uniform = words.view(torch.int16)[: x.numel()].view(x.shape)

@@ -14,31 +14,35 @@ from pydantic import Field
 from torch import Tensor
 
 from wenmo.config import Settings
+from wenmo.errors import say
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Length = Annotated[int, Field(ge=2)]
 
 
 class Linear(Settings):
     """Positions divided by `factor` (Chen et al. 2023, "position interpolation")."""
 
     rope_type: Literal["linear"]
-    factor: float
+    factor: Positive
 
 
 class Dynamic(Settings):
     """The base grows with the length past `max_position_embeddings` ("dynamic NTK")."""
 
     rope_type: Literal["dynamic"]
-    factor: float
+    factor: Positive
 
 
 class Yarn(Settings):
     """Interpolates slow dimensions, keeps fast ones, and sharpens attention (Peng et al. 2023, §3)."""
 
     rope_type: Literal["yarn"]
-    factor: float
-    original_max_position_embeddings: int | None = None
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    factor: Positive
+    original_max_position_embeddings: Length | None = None
+    attention_factor: Positive | None = None
+    beta_fast: Positive = 32.0
+    beta_slow: Positive = 1.0
     mscale: float | None = None
     mscale_all_dim: float | None = None
     truncate: bool = True
@@ -48,21 +52,21 @@ class LongRope(Settings):
     """One searched factor a dimension, another set past the original length (Ding et al. 2024)."""
 
     rope_type: Literal["longrope"]
-    short_factor: list[float]
-    long_factor: list[float]
-    factor: float | None = None
-    original_max_position_embeddings: int | None = None
-    attention_factor: float | None = None
+    short_factor: list[Positive]
+    long_factor: list[Positive]
+    factor: Positive | None = None
+    original_max_position_embeddings: Length | None = None
+    attention_factor: Positive | None = None
 
 
 class Llama3(Settings):
     """Divides low frequencies by `factor`, keeps high ones, blends between (Llama 3.1 model card)."""
 
     rope_type: Literal["llama3"]
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Positive
+    low_freq_factor: Positive
+    high_freq_factor: Positive
+    original_max_position_embeddings: Length
 
 
 RopeScaling = Annotated[Linear | Dynamic | Yarn | LongRope | Llama3, Field(discriminator="rope_type")]
@@ -162,9 +166,18 @@ def rotate(x_MNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     return x_MNH * cos_M1H + torch.cat((-second, first), dim=-1) * sin_M1H
 
 
-def check_factors(scaling: RopeScaling | None, head_width: int) -> None:
-    """LongRoPE's lists must have one factor a frequency. Raises ValueError."""
+def check_scaling(scaling: RopeScaling | None, head_width: int, theta: float) -> None:
+    """What would divide by zero, or leave frequencies without a factor. Raises ValueError."""
     if isinstance(scaling, LongRope):
         for name, factors in (("short_factor", scaling.short_factor), ("long_factor", scaling.long_factor)):
             if len(factors) != head_width // 2:
-                raise ValueError(f"rope_scaling.{name} has {len(factors)} factors, {head_width // 2} are needed")
+                raise ValueError(say(f"rope_scaling.{name} has {len(factors)} factors, {head_width // 2} are needed",
+                                     f"rope_scaling.{name} 有 {len(factors)} 个系数，应有 {head_width // 2} 个"))
+    if isinstance(scaling, Llama3) and scaling.high_freq_factor <= scaling.low_freq_factor:
+        raise ValueError(say("rope_scaling.high_freq_factor must be larger than low_freq_factor",
+                             "rope_scaling.high_freq_factor 须大于 low_freq_factor"))
+    if isinstance(scaling, Dynamic) and head_width == 2:
+        raise ValueError(say("dynamic rope_scaling needs heads wider than 2", "dynamic 的 rope_scaling 要求头宽大于 2"))
+    if isinstance(scaling, Yarn) and theta == 1:
+        raise ValueError(say("yarn rope_scaling needs a rope_theta other than 1",
+                             "yarn 的 rope_scaling 要求 rope_theta 不为 1"))
