@@ -21,11 +21,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from oracle import ours, theirs
-from test_parity import LLAMAS, padded
-from wenmo import generate as room
+from oracle import LLAMAS, ours, theirs
 from wenmo.errors import NumericsError, UsageError
 from wenmo.generate import Completion, Piece, Sampling, choose, generate, probabilities, stream
+from wenmo.generate import streaming as room
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.tokenizer_training import TokenizerSettings
@@ -58,7 +57,9 @@ def prompts(tokenizer: Tokenizer) -> list[list[int]]:
 
 def greedy_of_theirs(model: nn.Module, prompts: list[list[int]], num_tokens: int, eos: int | None) -> list[list[int]]:
     """Their new tokens for a batch padded on the left, without end and padding."""
-    ids, mask = padded([torch.tensor(prompt) for prompt in prompts], "left")
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=eos, pad_token_id=0)
     out = model.generate(ids, attention_mask=mask, generation_config=config)[:, ids.shape[1]:].tolist()
     return [row[: row.index(eos)] if eos in row else row for row in out]

@@ -1,0 +1,97 @@
+"""What generating gives back, and one continuation as it grows from ids to text.
+
+In: ids, one after the other. Out: `Piece`s of text, whole characters only, the last with its `Completion`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from wenmo.text.tokenizer import Tokenizer
+
+Reason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """A token's natural-log probability under the model's own distribution (before penalties, temperature and whatever
+    narrows the choice), and the likeliest tokens there as (id, log-probability), best first."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """`reason`: "stop" for end of text or a stop string (which is cut off), "length" for a limit. `text` is what
+    the ids say, up to the stop string and without a character that the end cut in two.
+
+    `logprobs`, where asked for: one a token; an end of text, which is not among the ids, comes last.
+    `score`, of beam search: Σ log-probability / tokens^length_penalty, an end of text included in both."""
+
+    text: str
+    ids: tuple[int, ...]
+    reason: Reason
+    logprobs: tuple[Logprob, ...] | None = None
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """New text of one continuation, whole characters only; the last piece of it carries the completion."""
+
+    prompt: int
+    sample: int
+    text: str
+    completion: Completion | None = None
+
+
+def logprob_of(log_probabilities_V: Tensor, id: int, num_alternatives: int) -> Logprob:
+    """The entry of one token, of the model's log-probabilities at its place."""
+    best = log_probabilities_V.topk(min(num_alternatives, log_probabilities_V.numel()))
+    top = tuple(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return Logprob(id, float(log_probabilities_V[id]), top)
+
+
+class Continuation:
+    """The text of one continuation: its ids, what of it was shown, and whether a stop string has come.
+
+    `room`: the number of tokens after which it ends anyway.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], room: int) -> None:
+        self.decoder, self.stops, self.room = tokenizer.stream(), stops, room
+        self.ids: list[int] = []
+        self.text, self.shown = "", 0
+        self.reason: Reason | None = None
+
+    def push(self, token: int | None, ends: frozenset[int]) -> str:
+        """Takes one token (None: there is none that may follow) and gives what has become certain of the text."""
+        if token is None or token in ends:
+            self.reason = "stop"
+        else:
+            self.ids.append(token)
+            self.text += self.decoder.push(token)
+            if len(self.ids) >= self.room:
+                self.reason = "length"
+        if self.reason is not None:
+            self.text += self.decoder.finish().rstrip("\ufffd")
+        cut = min((at for at in (self.text.find(stop) for stop in self.stops) if at >= 0), default=-1)
+        if cut >= 0:
+            self.text, self.reason = self.text[:cut], "stop"
+        held = 0 if self.reason is not None else self._could_begin_a_stop()
+        new, self.shown = self.text[self.shown : len(self.text) - held], len(self.text) - held
+        return new
+
+    def _could_begin_a_stop(self) -> int:
+        """How many characters at the end might be the start of a stop string, and must not be shown yet."""
+        longest = max((len(stop) for stop in self.stops), default=0)
+        for length in range(min(longest - 1, len(self.text)), 0, -1):
+            if any(stop.startswith(self.text[-length:]) for stop in self.stops):
+                return length
+        return 0
