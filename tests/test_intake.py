@@ -11,49 +11,23 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from reading import REVIEW, TRADITIONAL, per_example, put, read, texts
 from wenmo.config import parse
 from wenmo.errors import DataError, RecipeError
-from wenmo.text import formats
+from wenmo.text import json_text
 from wenmo.text.encoding import detect
-from wenmo.text.intake import Counts, NormalizeSettings, Quarantine, SourceSettings, open_source, read_rows
+from wenmo.text.intake import Counts, NormalizeSettings, SourceSettings, open_source, read_rows
 from wenmo.text.normalize import normalizer
 
 DATA = Path(os.environ.get("WENMO_TEST_DATA", Path(__file__).parents[2] / "shared/data"))
 real = pytest.mark.skipif(not DATA.is_dir(), reason=f"no test data at {DATA} (set WENMO_TEST_DATA)")
-per_example = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-REVIEW = "这家酒店的房间很大，服务也不错，早餐一般。下次来还会住，可以推荐给大家！"
-TRADITIONAL = "這家酒店的房間很大，服務也不錯，早餐一般。下次來還會住，可以推薦給大家！"
-
 
 @pytest.fixture(autouse=True)
 def english(monkeypatch):
     monkeypatch.setenv("WENMO_LANG", "en")
-
-
-def put(folder: Path, name: str, content: str | bytes, encoding: str = "utf-8") -> Path:
-    data = content.encode(encoding) if isinstance(content, str) else content
-    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, lambda data: data)
-    (folder / name).write_bytes(pack(data))
-    return folder / name
-
-
-def read(folder: Path, path: str, required=("text",), optional=("label",), **keys):
-    """(rows, counts, the quarantine file's rows, what was found)."""
-    source = open_source(parse(SourceSettings, {"path": path, **keys}, "test"), folder, required, optional)
-    counts, put_aside = Counts(), folder / "bad.quarantine"
-    rows = list(read_rows(source, counts, Quarantine(put_aside)))
-    counts.check()
-    bad = [json.loads(line) for line in put_aside.read_text("utf-8").splitlines()] if put_aside.exists() else []
-    assert counts.quarantined == len(bad)
-    return rows, counts, bad, source.files
-
-
-def texts(rows):
-    return [row.values["text"] for row in rows]
 
 
 # Encodings --------------------------------------------------------------------------------------------
@@ -82,7 +56,6 @@ def test_any_text_comes_back(tmp_path, text, encoding):
 
 
 @pytest.mark.parametrize(("text", "encoding"), [
-    (TRADITIONAL * 3, "big5"), ("Où est l'hôtel ? À côté du théâtre.\n" * 9, "latin-1"),
     ("これはテストです。\n" * 9, "shift_jis"), ("日本語の文章を読みます。\n" * 9, "euc_jp"),
     ("이 호텔은 정말 좋았습니다.\n" * 9, "euc_kr"), ("текст на русском\n" * 9, "cp1251"),
 ])  # fmt: skip
@@ -93,8 +66,6 @@ def test_other_encodings_are_refused_with_the_offset(tmp_path, text, encoding):
     first = 3 + next(i for i, byte in enumerate(text.encode(encoding)) if byte > 127)
     assert f"{first}:" in error.value.where
     assert "encoding:" in error.value.mend
-    if encoding in ("big5", "latin-1"):
-        assert texts(read(tmp_path, "a.txt", encoding=encoding)[0])[1:] == text.splitlines()
 
 
 def test_a_gb18030_byte_order_mark_is_no_text(tmp_path):
@@ -108,9 +79,9 @@ def test_two_encodings_in_one_file_are_refused(tmp_path):
         detect(path)
 
 
-@pytest.mark.parametrize("mark", ["\ufeff好".encode("utf-16"), b"PK\x03\x04\xff\xfe\x80", gzip.compress(b"text")])
+@pytest.mark.parametrize("mark", ["\ufeff好".encode("utf-32"), b"PK\x03\x04\xff\xfe\x80", gzip.compress(b"text")])
 def test_what_is_not_text_is_named(tmp_path, mark):
-    with pytest.raises(DataError, match=r"UTF-16|zip|gzip"):
+    with pytest.raises(DataError, match=r"UTF-32|zip|gzip"):
         detect(put(tmp_path, "a.csv", mark))
 
 
@@ -263,7 +234,7 @@ def test_globs_are_read_in_order_and_constants_are_added(tmp_path, monkeypatch):
 @given(st.lists(st.fixed_dictionaries({"text": st.text("好a\"\\ [{,"), "label": st.integers() | st.lists(st.none())})),
        st.integers(1, 9), st.sampled_from([None, 1]))  # fmt: skip
 def test_json_arrays_are_read_piece_by_piece(tmp_path, monkeypatch, objects, piece, indent):
-    monkeypatch.setattr(formats, "_JSON_CHARACTERS", piece)
+    monkeypatch.setattr(json_text, "PIECE_CHARACTERS", piece)
     objects = [{"text": "首"}, *objects]
     content = json.dumps(objects, ensure_ascii=False, indent=indent)
     put(tmp_path, "a.json", content)
@@ -386,7 +357,7 @@ def test_the_line_of_counts(monkeypatch):
     ("reviews.csv", "Review,label\n一,1\n", {"path": "review.csv"}, ("no such file", "reviews.csv")),
     ("a.csv", "Review,label\n一,1\n", {"columns": {"text": "review"}}, ("Review, label", "did you mean `Review`")),
     ("a.csv", "review,label\n一,1\n", {}, ("no column `text`", "columns: {text: review}")),
-    ("a.csv", "text;label\n一;1\n", {}, ("no column `text`", "separator")),
+    ("a.csv", "text^label\n一^1\n", {}, ("no column `text`", "separator")),
     ("a.csv", "text,text\n一,1\n", {}, ("several columns", "number")),
     ("a.csv", "text,label\n一,1\n", {"columns": {"label": 2}}, ("no column `2`", "text, label")),
     ("a.csv", "text,label\n", {}, ("not a single row", "a.csv")),
@@ -395,7 +366,7 @@ def test_the_line_of_counts(monkeypatch):
     ("a.json", '[{"text": "一"},\n{"text": "二"}', {}, ("does not close", "a.json:2")),
     ("a.json", '[{"text": "一"},\n{"text": \n"二" 3}]', {}, ("not an array", "a.json:3")),
     ("a.json", '[{"text": "一"}] [', {}, ("after the array", "a.json:1")),
-    ("a.json", '{\n"data": []\n}', {}, ("must begin with [", "a.json:1")),
+    ("a.json", '{\n"rows": []\n}', {}, ("must begin with [", "a.json:1")),
     ("a.jsonl", "{\n{\n", {}, ("not one of", "JSON")),
     ("a.jsonl", '{"text":" "}\n{"text":1}\n', {}, ("not one of 2", "a.jsonl:1")),
     ("a.docx", "x", {}, ("unknown extension `.docx`", ".jsonl")),

@@ -8,6 +8,7 @@ with a hash of the files, so that a resumed run can refuse changed data. Of rows
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -16,7 +17,7 @@ from pathlib import Path
 from wenmo.device import key
 from wenmo.errors import DataError, say
 from wenmo.files import sha256, sha256_file
-from wenmo.text.encoding import reading
+from wenmo.text.archive import reading, stored
 from wenmo.text.intake import Counts, Quarantine, Row, Source, SourceSettings, open_source, read_rows
 
 
@@ -84,8 +85,9 @@ def fingerprint(source: Source) -> str:
     """Hex sha256 over the files' bytes as they are stored; one pass over the disk."""
     digests = []
     for found in source.files:
-        with reading(found.layout.path):
-            digests.append(sha256_file(found.layout.path))
+        for path in found.layout.paths:
+            with reading(path):
+                digests.append(sha256_file(stored(path)))
     return sha256(*digests)
 
 
@@ -115,6 +117,38 @@ def carve_sources(sources: Sequence[SourceRows], number: int, seed: int) -> tupl
     _, drawn = carve([row for source in sources for row in source.rows], number, seed)
     gone = {id(row) for row in drawn}
     return [replace(s, rows=[row for row in s.rows if id(row) not in gone]) for s in sources], drawn
+
+
+def fold_numbers(rows: Sequence[Row], num_folds: int, seed: int, unique_by: tuple[str, ...] = ("text",),
+                 class_column: str | None = None) -> list[int]:
+    """The fold, 1 to `num_folds`, in which each row is held out.
+
+    Texts are dealt in the order of their lots, which the seed and their contents alone give, so that folds differ by
+    one text at most; rows with the same text stay together. With a `class_column` class after class is dealt, and
+    each fold has its share of every one. DataError where there are fewer texts than folds, or a class has one only.
+    """
+    names = [_digest(row, unique_by) for row in rows]
+    class_of: dict[bytes, str] = {}
+    for name, row in zip(names, rows, strict=True):
+        its = "" if class_column is None else str(row.values[class_column])
+        class_of[name] = min(its, class_of.get(name, its))  # of a text under two labels, whatever the order of rows
+    if len(class_of) < num_folds:
+        raise DataError(
+            say(f"{len(class_of):,} different texts cannot make {num_folds} folds",
+                f"{len(class_of):,} 条不同的文本无法分成 {num_folds} 折"),
+            where=f"folds: {num_folds}", mend=say("make fewer folds, or give more rows", "请减少折数，或提供更多数据"))
+    if class_column is not None:
+        sizes = Counter(class_of.values())
+        alone = sorted(label for label, size in sizes.items() if size == 1)
+        if alone:
+            raise DataError(
+                say(f"one text only is `{', '.join(alone)}`: held out, nothing of its class is left to learn from",
+                    f"`{'、'.join(alone)}` 只有一条文本：留出后该类别便没有可供学习的数据"),
+                where=f"folds: {num_folds}",
+                mend=say("give more rows of it, or take it out", "请补充该类别的数据，或将其去掉"))
+    dealt = sorted(class_of, key=lambda name: (class_of[name], key(seed, "folds", name.hex())))
+    fold_of = {name: 1 + place % num_folds for place, name in enumerate(dealt)}
+    return [fold_of[name] for name in names]
 
 
 def contents(rows: Iterable[Row], unique_by: tuple[str, ...] = ("text",)) -> set[bytes]:

@@ -15,10 +15,12 @@ from typing import Any
 from wenmo.errors import DataError, say
 from wenmo.text.counts import Counts as Counts
 from wenmo.text.counts import Quarantine as Quarantine
-from wenmo.text.formats import Record, records
+from wenmo.text.formats import records
+from wenmo.text.layout import TABLES, empty
 from wenmo.text.normalize import NormalizeSettings as NormalizeSettings
 from wenmo.text.normalize import normalizer
-from wenmo.text.source import LABELS, STRINGS, Found, empty
+from wenmo.text.records import Record
+from wenmo.text.source import LABELS, LISTS, STRINGS, Found
 from wenmo.text.source import Source as Source
 from wenmo.text.source import SourceSettings as SourceSettings
 from wenmo.text.source import open_source as open_source
@@ -33,17 +35,41 @@ class Row:
     number: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unusable:
+    """A row that could not be used, and why."""
+
+    reason: str
+    file: str
+    number: int
+
+
 def read_rows(source: Source, counts: Counts, quarantine: Quarantine | None = None) -> Iterator[Row]:
     """The rows of all files, one at a time; `counts` is brought up to date before each is given out.
 
     DataError for a file without a single row, and where not one row of the source could be used.
     """
+    example = ""
+    for row in read_all(source, counts, quarantine):
+        if isinstance(row, Row):
+            yield row
+        else:
+            example = example or f"{row.file}:{row.number}: {row.reason}"
+    if counts.read == counts.quarantined:
+        raise DataError(
+            say(f"not one of {counts.read:,} rows could be used", f"{counts.read:,} 行中没有一行可用"), where=example,
+            mend=say("check `columns`, `format` and `encoding` of this source",
+                     "请检查该数据源的 `columns`、`format` 和 `encoding`"),
+        )
+
+
+def read_all(source: Source, counts: Counts, quarantine: Quarantine | None = None) -> Iterator[Row | Unusable]:
+    """`read_rows`, with the bad rows in their places: for answers that must come in the order of the questions."""
     settings = source.settings
     normalize = normalizer(settings.normalize)
-    example = ""
     for found in source.files:
         before = counts.read
-        with contextlib.closing(_body(found)) as body:
+        with contextlib.closing(_body(found, settings.surplus)) as body:
             for record in body:
                 counts.read += 1
                 try:
@@ -52,9 +78,9 @@ def read_rows(source: Source, counts: Counts, quarantine: Quarantine | None = No
                     values = _values(record.fields, found, source, normalize)
                 except _BadRow as bad:
                     counts.quarantined += 1
-                    example = example or f"{found.file}:{record.number}: {bad}"
                     if quarantine is not None:
                         quarantine.add(found.file, record.number, str(bad), record.raw)
+                    yield Unusable(str(bad), found.file, record.number)
                     continue
                 if settings.limit is not None and counts.kept + counts.duplicate >= settings.limit:
                     counts.cut += 1
@@ -63,12 +89,6 @@ def read_rows(source: Source, counts: Counts, quarantine: Quarantine | None = No
                 yield Row(values, found.file, record.number)
         if counts.read == before:
             raise empty(found.layout.path)
-    if counts.read == counts.quarantined:
-        raise DataError(
-            say(f"not one of {counts.read:,} rows could be used", f"{counts.read:,} 行中没有一行可用"), where=example,
-            mend=say("check `columns`, `format` and `encoding` of this source",
-                     "请检查该数据源的 `columns`、`format` 和 `encoding`"),
-        )
 
 
 # One row ----------------------------------------------------------------------------------------------
@@ -78,19 +98,23 @@ class _BadRow(Exception):
     """Why this row is put aside; never leaves this module."""
 
 
-def _body(found: Found) -> Generator[Record]:
+def _body(found: Found, surplus: str) -> Generator[Record]:
     """The file's records after its header, each of the width that the file has."""
     rows = records(found.layout)
-    if found.layout.format not in ("csv", "tsv"):
+    if found.layout.format not in (*TABLES, "conll"):
         yield from rows
         return
-    if found.header:
+    if found.header and found.layout.format in TABLES:
         next(rows, None)
     width = len(found.columns)
     for record in rows:
-        if not record.fault and len(record.fields) != width:
-            record = record._replace(fault=say(f"{len(record.fields)} fields instead of {width}",
-                                               f"应有 {width} 个字段，实有 {len(record.fields)} 个"))
+        fields = record.fields
+        if len(fields) > width and surplus != "quarantine":
+            last = [found.layout.separator.join(fields[width - 1 :])] if surplus == "join" else [fields[width - 1]]
+            record = record._replace(fields=[*fields[: width - 1], *last])
+        elif not record.fault and len(fields) != width:
+            record = record._replace(fault=say(f"{len(fields)} fields instead of {width}",
+                                               f"应有 {width} 个字段，实有 {len(fields)} 个"))
         yield record
 
 
@@ -105,12 +129,35 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
             continue
         if name in STRINGS:
             value = _text(value, here, source.settings.join)
+        if name in LISTS:
+            value = _list(value, here)
+        if name in source.settings.before and isinstance(value, str):
+            value = value.partition(source.settings.before[name])[0].strip()
         if normalize is not None and name not in LABELS:
             value = _mapped(value, normalize)
-        if name in source.required and (not value.strip() if isinstance(value, str) else value in ([], {})):
+        if name in source.required and _is_empty(name, value):
             raise _BadRow(say(f"`{here}` is empty", f"`{here}` 为空"))
         values[name] = value
+    if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
+        num_tokens, num_tags = len(values["tokens"]), len(values["tags"])
+        raise _BadRow(say(f"{num_tokens} tokens and {num_tags} tags", f"{num_tokens} 个词元，却有 {num_tags} 个标签"))
     return values | source.settings.constants
+
+
+def _is_empty(name: str, value: Any) -> bool:
+    """A question may have no answer, and a sentence no entities."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value in ([], {}) and name not in ("answers", "entities")
+
+
+def _list(value: Any, here: str) -> list[Any]:
+    """A text is cut at white space: `O O B-name`."""
+    if isinstance(value, str):
+        return value.split()
+    if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
+        return value
+    raise _BadRow(say(f"`{here}` is no list of words", f"`{here}` 不是词的列表"))
 
 
 def _text(value: Any, here: str, join: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Settings → an opened source: which files, which format and encoding, which column is which.
+"""Settings → an opened source: which files, how each is laid out, which column is which.
 
 In: `SourceSettings` and the folder under which their paths lie. Out: a `Source` that can be read, and printed; or
 an error that says what is not there and what is. All of a run's sources are opened before the first row is read,
@@ -10,47 +10,28 @@ from __future__ import annotations
 import contextlib
 import difflib
 import glob
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
 
-from pydantic import Field, StrictFloat, StrictInt, StrictStr
-
-from wenmo.config import Count, Settings
 from wenmo.errors import DataError, RecipeError, say
-from wenmo.text.encoding import Encoding, detect, open_text, packing, reading
-from wenmo.text.formats import Format, Layout, Unit, parquet_columns, records
-from wenmo.text.normalize import NormalizeSettings, normalizer
+from wenmo.hub.fetch import data_files, is_reference
+from wenmo.text.archive import members, packing
+from wenmo.text.formats import parquet_columns, records
+from wenmo.text.json_shapes import shape_of
+from wenmo.text.layout import TABLES, empty, layout_of
+from wenmo.text.normalize import normalizer
+from wenmo.text.records import Layout
+from wenmo.text.source_settings import SourceSettings as SourceSettings
+from wenmo.text.source_settings import useless
 
-_EXTENSIONS: dict[str, Format] = {
-    ".txt": "txt", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".json": "json", ".parquet": "parquet",
-}  # fmt: skip
 STRINGS = frozenset({"text", "text_a", "text_b", "question", "context", "source", "target"})
+LISTS = frozenset({"tokens", "tags"})
 LABELS = frozenset({"label", "labels", "tags", "score"})  # never normalised
 _OFFSETS = frozenset({"entities", "answers"})  # these count characters of the text as it stands in the file
 _KEYS_FROM_ROWS = 1000  # JSON has no header: its columns are the keys of the first rows
-_FIRST_LINE_CHARACTERS = 1 << 20
-_TABLES = ("csv", "tsv")
-
-
-class SourceSettings(Settings):
-    """One source: a file, or a glob whose files are read in the order of their names."""
-
-    path: str  # under the data root, or absolute
-    format: Literal["auto"] | Format = "auto"  # by the extension
-    encoding: Encoding = "auto"
-    columns: dict[str, StrictStr | Annotated[StrictInt, Field(ge=0)]] = Field({})  # {standard name: name or number}
-    constants: dict[str, StrictStr | StrictInt | StrictFloat] = Field({})  # for every row: {label: positive}
-    header: bool = True  # csv, tsv: the first row holds the names; without it, columns are numbers from 0
-    separator: str | None = Field(None, min_length=1)  # csv: one character, `,`; tsv: any, a tab
-    unit: Unit = "line"  # txt: what a row is; paragraphs end at a blank line
-    join: str | None = None  # JSON, Parquet: puts between the strings of a list that stands where a text belongs
-    limit: Count | None = Field(None, ge=1)  # rows to use, from the first; the others are read and counted as cut
-    weight: float = Field(1.0, gt=0, allow_inf_nan=False)  # how many times an epoch sees each row
-    normalize: NormalizeSettings = NormalizeSettings()
+_NUMBERED = (*TABLES, "conll")  # their columns have numbers
 
 
 @dataclass(frozen=True)
@@ -64,7 +45,12 @@ class Found:
     take: dict[str, str | int]  # standard name → key or column number
 
     def __str__(self) -> str:
-        shown = [self.layout.format, packing(self.layout.path)[1:], self.layout.encoding]
+        layout = self.layout
+        shown = [layout.shape, layout.format, packing(layout.path)[1:], layout.encoding]
+        if layout.format in TABLES and layout.separator != {"csv": ",", "tsv": "\t"}[layout.format]:
+            shown.append(say(f"separated by {layout.separator!r}", f"以 {layout.separator!r} 分隔"))
+        if layout.format in TABLES and layout.quoted != (layout.format == "csv"):
+            shown.append(say("with quotes", "有引号") if layout.quoted else say("no quoting", "不用引号"))
         shown.append(say("columns ", "列 ") + " · ".join(self.columns))
         taken = ", ".join(f"{name} ← {self.name(key)}" for name, key in self.take.items())
         return say(f"{self.file}: ", f"{self.file}：") + ", ".join(filter(None, shown)) + f" ({taken})"
@@ -91,37 +77,63 @@ def open_source(
     A row without a `required` column will be quarantined; an `optional` one is taken where it is there, and must
     be in the file if `columns` names it. DataError for what the files lack, RecipeError for what makes no sense.
     """
-    known = (*required, *optional)
-    for name in (*settings.columns, *settings.constants):
+    _check_names(settings, (*required, *optional))
+    offsets = _OFFSETS if normalizer(settings.normalize) is not None else frozenset()
+    files = tuple(_look(path, beside, settings, root, required, optional)
+                  for path, *beside in _files_together(settings, root))
+    for found in files:
+        if offsets & set(found.take):
+            raise useless("normalize", say("it would move the characters that the offsets count",
+                                           "它会移动偏移量所指的字符"), settings)
+        if settings.join is not None and not STRINGS & set(found.take):
+            raise useless("join", say("no column holds a text", "没有文本列"), settings)
+    return Source(settings, files, frozenset(required))
+
+
+def _check_names(settings: SourceSettings, known: Sequence[str]) -> None:
+    """The standard names in the settings are among those that are used here, and each has one place to come from."""
+    for name in (*settings.columns, *settings.constants, *settings.parallel, *settings.before):
         if name not in known:
             raise RecipeError(
                 say(f"nothing uses a column `{name}` here; used are {', '.join(known)}",
                     f"此处不使用列 `{name}`；使用的列为 {', '.join(known)}"), where=settings.path,
                 mend=near(name, known) or say("take it out", "请去掉它"),
             )
-        if name in settings.columns and name in settings.constants:
-            raise _useless(f"constants.{name}", say("`columns` gives it too", "`columns` 也给出了它"), settings)
-    offsets = _OFFSETS if normalizer(settings.normalize) is not None else frozenset()
-    files = tuple(_look(path, settings, root, required, optional) for path in _files(settings.path, root))
-    for found in files:
-        if offsets & set(found.take):
-            raise _useless("normalize", say("it would move the characters that the offsets count",
-                                            "它会移动偏移量所指的字符"), settings)
-        if settings.join is not None and not STRINGS & set(found.take):
-            raise _useless("join", say("no column holds a text", "没有文本列"), settings)
-    return Source(settings, files, frozenset(required))
+    for key, names in (("constants", settings.constants), ("parallel", settings.parallel)):
+        for name in names:
+            if name in settings.columns:
+                raise useless(f"{key}.{name}", say("`columns` gives it too", "`columns` 也给出了它"), settings)
+    for name in settings.before:
+        if name in settings.constants:
+            raise useless(f"before.{name}", say("it is the same for every row", "它在每一行都相同"), settings)
 
 
 # Files ------------------------------------------------------------------------------------------------
 
 
+def _files_together(settings: SourceSettings, root: Path) -> list[tuple[Path, ...]]:
+    """The files of `path`, each with its parallel ones."""
+    files = [_files(pattern, root) for pattern in (settings.path, *settings.parallel.values())]
+    if len({len(each) for each in files}) > 1:
+        raise DataError(
+            say("parallel patterns match different numbers of files", "平行文件的通配符匹配到的文件数不同"),
+            where=", ".join(f"{pattern}: {len(each)}" for pattern, each in
+                            zip((settings.path, *settings.parallel.values()), files, strict=True)),
+            mend=say("each file of `path` needs one of every pattern in `parallel`",
+                     "`path` 的每个文件都须在 `parallel` 的每一项中有对应文件"))
+    return list(zip(*files, strict=True))
+
+
 def _files(pattern: str, root: Path) -> list[Path]:
     """The file of that name, else those that match, in the order of their names."""
+    if is_reference(pattern):
+        return data_files(pattern)
     direct = root / pattern
     if direct.is_file():
         return [direct]
-    matches = [root / name for name in glob.glob(pattern, root_dir=root, recursive=True)]
-    files = sorted(path for path in matches if path.is_file())
+    inside = members(direct)
+    matches = [root / name for name in glob.glob(pattern, root_dir=root, recursive=True)] if inside is None else []
+    files = inside or sorted(path for path in matches if path.is_file())
     if files:
         return files
     if direct.is_dir():
@@ -137,81 +149,32 @@ def _files(pattern: str, root: Path) -> list[Path]:
     )
 
 
-def _look(
-    path: Path, settings: SourceSettings, root: Path, required: tuple[str, ...], optional: tuple[str, ...]
-) -> Found:
+def _look(path: Path, beside: Sequence[Path], settings: SourceSettings, root: Path,
+          required: tuple[str, ...], optional: tuple[str, ...]) -> Found:
     file = path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-    layout = _layout(path, settings)
-    columns = _columns(layout, settings.header)
+    layout = layout_of(path, settings, beside)
+    columns = _columns(layout, settings)
+    if (layout.format in ("json", "jsonl") and not layout.shape and "messages" in (*required, *optional)
+            and "messages" not in settings.columns):
+        layout = replace(layout, shape=shape_of(columns))
+        columns = list(dict.fromkeys((*columns, "messages"))) if layout.shape else columns
     take = _take(layout, columns, settings, required, optional)
     if layout.format == "parquet":
         layout = replace(layout, columns=tuple(dict.fromkeys(map(str, take.values()))))
     return Found(file, layout, settings.header, tuple(columns), take)
 
 
-def _layout(path: Path, settings: SourceSettings) -> Layout:
-    unpacked = path.with_suffix("") if packing(path) else path
-    format = _EXTENSIONS.get(unpacked.suffix.lower()) if settings.format == "auto" else settings.format
-    if format is None:
-        raise DataError(
-            say(f"unknown extension `{unpacked.suffix}`", f"未知的扩展名 `{unpacked.suffix}`"), where=str(path),
-            mend=say(f"say `format:`, or use one of {' '.join(_EXTENSIONS)} (each also .gz or .xz)",
-                     f"请写明 `format:`，或使用 {' '.join(_EXTENSIONS)} 之一（可加 .gz 或 .xz）"),
-        )
-    _check_applies(format, settings)
-    with reading(path):
-        if path.stat().st_size == 0:
-            raise empty(path)
-    encoding = ""
-    if format != "parquet":
-        encoding = detect(path) if settings.encoding == "auto" else settings.encoding
-    layout = Layout(path, format, encoding, settings.separator or {"tsv": "\t"}.get(format, ","), settings.unit)
-    # Many a .json file holds JSON lines: told by a first line that is an object by itself.
-    if settings.format == "auto" and format == "json" and _begins_with_object(layout):
-        return replace(layout, format="jsonl")
-    return layout
-
-
-def _begins_with_object(layout: Layout) -> bool:
-    with reading(layout.path), open_text(layout.path, layout.encoding) as stream:
-        line = stream.readline(_FIRST_LINE_CHARACTERS)
-        while line.isspace():
-            line = stream.readline(_FIRST_LINE_CHARACTERS)
-    try:
-        return line.lstrip().startswith("{") and (len(line) == _FIRST_LINE_CHARACTERS or bool(json.loads(line)))
-    except (ValueError, RecursionError):
-        return False
-
-
-def _check_applies(format: Format, settings: SourceSettings) -> None:
-    """RecipeError for a setting that would do nothing."""
-    here = say(f"for {format}", f"对 {format}")
-    lists = ("json", "jsonl", "parquet")
-    for name, used, formats in (
-        ("header", not settings.header, _TABLES),
-        ("separator", settings.separator is not None, _TABLES),
-        ("unit", settings.unit != "line", ("txt",)),
-        ("join", settings.join is not None, lists),
-        ("encoding", settings.encoding != "auto", ("txt", "csv", "tsv", "json", "jsonl")),
-    ):
-        if used and format not in formats:
-            raise _useless(name, say(f"it means nothing {here}", f"{here} 没有意义"), settings)
-    if format == "csv" and len(settings.separator or ",") != 1:
-        raise _useless("separator", say("csv takes one character; `format: tsv` takes more",
-                                        "csv 只接受一个字符；`format: tsv` 可接受多个"), settings)
-
-
 # Columns ----------------------------------------------------------------------------------------------
 
 
-def _columns(layout: Layout, header: bool) -> list[str]:
+def _columns(layout: Layout, settings: SourceSettings) -> list[str]:
     """Their names; numbers where there is no header."""
     if layout.format == "txt":
-        return ["text"]
+        return ["text", *settings.parallel]
     if layout.format == "parquet":
         return parquet_columns(layout.path)
     with contextlib.closing(records(layout)) as rows:
-        first = list(islice(rows, 1 if layout.format in _TABLES else _KEYS_FROM_ROWS))
+        first = list(islice(rows, 1 if layout.format in TABLES else _KEYS_FROM_ROWS))
     if not first:
         raise empty(layout.path)
     good = [record for record in first if not record.fault]
@@ -221,60 +184,71 @@ def _columns(layout: Layout, header: bool) -> list[str]:
                 f"前 {len(first)} 行无一可读：{first[0].fault}"), where=f"{layout.path}:{first[0].number}",
             mend=say("check `format` and `encoding` of this source", "请检查该数据源的 `format` 和 `encoding`"),
         )
-    if layout.format not in _TABLES:
+    if layout.format not in _NUMBERED:
         return list(dict.fromkeys(key for record in good for key in record.fields))
-    return [name.strip() for name in good[0].fields] if header else [str(i) for i in range(len(good[0].fields))]
+    if layout.format in TABLES and settings.header:
+        return [name.strip() for name in good[0].fields]
+    return [str(i) for i in range(settings.fields or len(good[0].fields))]
 
 
 def _take(
     layout: Layout, columns: list[str], settings: SourceSettings, required: tuple[str, ...], optional: tuple[str, ...]
 ) -> dict[str, str | int]:
     """Where each standard name is found: by number in a row that is a list, by key in one that is an object."""
-    by_key = layout.format in ("json", "jsonl", "parquet")
+    by_key = layout.format not in (*_NUMBERED, "txt")
     take: dict[str, str | int] = {}
     for name in (*required, *optional):
         if name in settings.constants:
             continue
-        key = settings.columns.get(name, name)
+        key = settings.columns.get(name, _usual(name, layout, columns))
         if isinstance(key, int):
-            if layout.format not in _TABLES:
-                raise _useless(f"columns.{name}", say(f"{layout.format} has no column numbers",
-                                                      f"{layout.format} 没有列号"), settings)
+            if layout.format not in _NUMBERED:
+                raise useless(f"columns.{name}", say(f"{layout.format} has no column numbers",
+                                                     f"{layout.format} 没有列号"), settings)
             if key >= len(columns):
                 raise _missing(name, key, layout, columns)
             take[name] = key
         elif columns.count(key) == 1:
             take[name] = key if by_key else columns.index(key)
-        elif key in columns or name in required or name in settings.columns:
+        elif key in columns or name in required or name in settings.columns or name in settings.before:
             raise _missing(name, key, layout, columns)
     return take
 
 
-def _missing(name: str, key: str | int, layout: Layout, columns: list[str]) -> DataError:
+def _usual(name: str, layout: Layout, columns: list[str]) -> str | int:
+    """Where a standard name stands if `columns` does not say: CoNLL has no names, CoNLL-U has its own."""
+    if layout.format == "conll" and name in LISTS and len(columns) > 1:
+        return 0 if name == "tokens" else len(columns) - 1
+    return {"tokens": "form", "tags": "upos"}.get(name, name) if layout.format == "conllu" else name
+
+
+class MissingColumn(DataError):
+    """A standard `name` was not found; `guess`: the column (or its number from 0) that `columns` might say it is."""
+
+    def __init__(self, name: str, guess: str | int | None, what: str, *, where: str, mend: str) -> None:
+        super().__init__(what, where=where, mend=mend)
+        self.name, self.guess = name, guess
+
+
+def _missing(name: str, key: str | int, layout: Layout, columns: list[str]) -> MissingColumn:
+    guess: str | int | None = None
     there = ", ".join(columns)
     if key in columns:
+        guess = 0
         what = say(f"several columns are called `{key}`", f"有多列名为 `{key}`")
         mend = say(f"say which by its number from 0: `columns: {{{name}: 0}}`",
                    f"请用从 0 起的列号指明：`columns: {{{name}: 0}}`")
     else:
         what = say(f"there is no column `{key}`", f"没有列 `{key}`")
         mend = near(str(key), columns)
-        if layout.format in _TABLES and len(columns) == 1:
+        if layout.format in TABLES and len(columns) == 1:
             mend = say(f"are the columns separated by something else than `{layout.separator}`? Set `separator`",
                        f"列是否并非以 `{layout.separator}` 分隔？请设置 `separator`")
+        guess = None if mend else columns[0]
         mend = mend or say(f"say which it is: `columns: {{{name}: {columns[0]}}}`",
                            f"请指明是哪一列：`columns: {{{name}: {columns[0]}}}`")
-    return DataError(
-        what, where=say(f"{layout.path}; columns found: {there}", f"{layout.path}；找到的列：{there}"), mend=mend
-    )
-
-
-# Messages ---------------------------------------------------------------------------------------------
-
-
-def empty(path: Path) -> DataError:
-    return DataError(say("there is not a single row in this file", "文件里一行数据都没有"), where=str(path),
-                     mend=say("remove it from `path`, or fetch it again", "请从 `path` 中去掉它，或重新获取"))
+    where = say(f"{layout.path}; columns found: {there}", f"{layout.path}；找到的列：{there}")
+    return MissingColumn(name, guess, what, where=where, mend=mend)
 
 
 def near(name: str, names: Iterable[str]) -> str:
@@ -284,8 +258,3 @@ def near(name: str, names: Iterable[str]) -> str:
     if not found:
         return ""
     return say(f"did you mean `{by_lower[found[0]]}`?", f"是否想写 `{by_lower[found[0]]}`？")
-
-
-def _useless(key: str, why: str, settings: SourceSettings) -> RecipeError:
-    return RecipeError(say(f"`{key}` cannot be used here: {why}", f"此处不能使用 `{key}`：{why}"), where=settings.path,
-                       mend=say(f"take out `{key}`", f"请去掉 `{key}`"))
