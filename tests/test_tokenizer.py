@@ -22,7 +22,8 @@ from wenmo.errors import DataError, RecipeError, TokenizerError
 from wenmo.files import sha256_file
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
-from wenmo.text.tokenizer_training import TokenizerSettings, statistics, train
+from wenmo.text.tokenizer_statistics import statistics
+from wenmo.text.tokenizer_training import TokenizerSettings, train
 from wenmo.text.words import word_starts
 
 TEXTS = [
@@ -48,6 +49,10 @@ def make_bpe(_: Path) -> Tokenizer:
 
 def make_wordpiece(_: Path) -> Tokenizer:
     return train(TEXTS, TokenizerSettings(type="wordpiece", vocab_size=200, lowercase=True))
+
+
+def make_own_unigram(_: Path) -> Tokenizer:
+    return train(TEXTS, TokenizerSettings(type="unigram", vocab_size=450))
 
 
 def make_unigram(_: Path) -> Tokenizer:
@@ -96,7 +101,7 @@ def make_smollm(_: Path) -> Tokenizer:
     return from_gguf(smollm_fields())
 
 
-MAKERS = [make_bpe, make_wordpiece, make_unigram, make_fallback, make_minilm, make_smollm]
+MAKERS = [make_bpe, make_wordpiece, make_own_unigram, make_unigram, make_fallback, make_minilm, make_smollm]
 
 
 @pytest.fixture(scope="module", params=MAKERS, ids=lambda make: make.__name__.removeprefix("make_"))
@@ -236,11 +241,12 @@ def test_decode_equals_transformers(tokenizer: Tokenizer, oracle, data: st.DataO
         assert tokenizer.decode(ids, keep_control=keep) == expected
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
 @fast
-@given(text=st.text(max_size=30))
-def test_byte_level_gives_every_text_back(text: str) -> None:
-    bpe = trained("bpe")
-    assert bpe.decode(bpe.encode(text)) == text
+@given(text=st.one_of(st.text(max_size=30), texts))
+def test_every_text_comes_back(kind: str, text: str) -> None:
+    own = trained(kind)
+    assert own.decode(own.encode(text)) == text
 
 
 def test_smollm_gives_text_back() -> None:
@@ -341,7 +347,7 @@ def test_damage_is_said_in_three_lines(tmp_path: Path, file: str, content: str |
     assert str(tmp_path) in caught.value.where
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_damage_anywhere_is_a_tokenizer_error(kind: str) -> None:
     """Values put at random into tokenizer.json: it opens and works, or says that it is damaged."""
     rng = random.Random(0)
@@ -378,10 +384,10 @@ def test_damage_that_shows_only_in_use_is_found_at_once(path: tuple[str, ...]) -
 
 @functools.cache
 def trained(kind: str) -> Tokenizer:
-    return {"bpe": make_bpe, "wordpiece": make_wordpiece}[kind](Path())
+    return {"bpe": make_bpe, "wordpiece": make_wordpiece, "unigram": make_own_unigram}[kind](Path())
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_training_is_deterministic(kind: str) -> None:
     texts = real_texts()[:300]
     chosen = TokenizerSettings(type=kind, vocab_size=2000)
@@ -444,13 +450,14 @@ def test_long_runs_do_not_slow_it_down() -> None:
 
 
 @pytest.mark.parametrize("wrong", [
-    {"vocab_size": 100}, {"type": "wordpiece", "vocab_size": 5}, {"max_run": 0}, {"control_tokens": [" "]}])
+    {"vocab_size": 100}, {"type": "wordpiece", "vocab_size": 5}, {"max_run": 0}, {"control_tokens": [" "]},
+    {"type": "unigram", "vocab_size": 260}, {"type": "wordpiece", "masked": True}])
 def test_impossible_settings_are_refused(wrong: dict) -> None:
     with pytest.raises(RecipeError):
         parse(TokenizerSettings, wrong, "tokenizer")
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
 def test_no_text_is_an_error(kind: str) -> None:
     for nothing in ([], iter(["", " \n"])):
         with pytest.raises(DataError, match="no text"):

@@ -1,8 +1,8 @@
 """MODEL on a command line → where it lies on disk.
 
-In: a folder, a Run, `hf:org/name`, a `.gguf` file, a `.zip` of a model folder, or `pkg:NAME` (a model file shipped
-inside an installed Python package, which is found but never imported). Out: a path to a model folder or a `.gguf`.
-Nothing is guessed: where several models could be meant, they are listed.
+In: a folder, a Run, `hf:org/name` or `ms:org/name` (see hub/), a `.gguf` file, a `.zip` of a model folder, or
+`pkg:NAME` (a model file shipped inside an installed Python package, which is found but never imported). Out: a path to
+a model folder or a `.gguf`. Nothing is guessed: where several models could be meant, they are listed.
 """
 
 from __future__ import annotations
@@ -15,22 +15,27 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from wenmo.errors import MissingExtra, ModelError, say
+from wenmo.errors import ModelError, say
 from wenmo.files import atomic_folder, sha256_file
+from wenmo.hub.fetch import is_reference
+from wenmo.hub.fetch import model as from_hub
 
 
-def locate(reference: str) -> Path:
-    """The model folder (with config.json) or .gguf file that a reference names. Raises ModelError."""
+def locate(reference: str, weights: bool = True) -> Path:
+    """The model folder (with config.json) or .gguf file that a reference names. Raises ModelError.
+
+    Without `weights`, a hub is asked for the tokenizer and the configuration alone.
+    """
     if reference.startswith("pkg:"):
         return _in_package(reference.removeprefix("pkg:"), reference)
-    if reference.startswith("hf:"):
-        return _from_hub(reference.removeprefix("hf:"), reference)
+    if is_reference(reference):
+        return from_hub(reference, weights)
     path = Path(reference).expanduser()
     if not path.exists():
         raise ModelError(
             say("no such model", "找不到模型"), where=reference,
-            mend=say("give a folder, a Run, a .gguf file, hf:org/name or pkg:NAME",
-                     "可以是目录、训练目录（Run）、.gguf 文件、hf:组织/名称 或 pkg:包名"))
+            mend=say("give a folder, a Run, a .gguf file, hf:org/name, ms:org/name or pkg:NAME",
+                     "可以是目录、训练目录（Run）、.gguf 文件、hf:组织/名称、ms:组织/名称 或 pkg:包名"))
     if path.is_file():
         return _file(path)
     if (path / "config.json").exists():
@@ -132,21 +137,3 @@ def _unpacked(path: Path) -> Path:
                         mend=say("do not trust this archive", "不要信任这个压缩包"))
             archive.extractall(folder)
     return _only(_model_folders(target.rglob("config.json")), str(path))
-
-
-def _from_hub(name: str, reference: str) -> Path:
-    """Downloads (or finds in the hub's own cache) a model; only the files that are ever read."""
-    try:
-        import huggingface_hub
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-    except ImportError as error:
-        raise MissingExtra("huggingface_hub", "hub", "hf:") from error
-    try:
-        return Path(huggingface_hub.snapshot_download(
-            name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt", "1_Pooling/*"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise ModelError(
-            say(f"cannot get the model from the hub: {str(error).splitlines()[0]}",
-                f"无法从模型库获取：{str(error).splitlines()[0]}"), where=reference,
-            mend=say("check the name and the network, or set HF_ENDPOINT",
-                     "检查名称和网络，或设置 HF_ENDPOINT")) from error
