@@ -24,7 +24,8 @@ from wenmo.errors import CheckpointError, RunLocked, StorageError, UsageError
 from wenmo.tensors import save_tensors
 from wenmo.training import checkpoint
 from wenmo.training.best import BestSettings
-from wenmo.training.optimizer import OptimizerSettings, build
+from wenmo.training.loop import LoopSettings
+from wenmo.training.optimizer import AdamW, build
 from wenmo.training.run import Run, Stopper
 
 FACTS = {"data": "d" * 64}
@@ -68,6 +69,7 @@ def finished(run: Path) -> dict[str, Any]:
         "weights": files.sha256_file(run / "model" / "model.safetensors"),
         "best": json.loads((run / "model" / "best.json").read_text()),
         "optimizer": files.sha256_file(newest / checkpoint.TENSORS),
+        "average": [files.sha256_file(path) for path in newest.glob(checkpoint.AVERAGE)],
         "log": files.read_jsonl(run / "metrics.jsonl"),
         "checkpoints": sorted(path.name for path in (run / "checkpoints").iterdir()),
         "folder": sorted(path.name for path in run.iterdir()),
@@ -95,10 +97,11 @@ def test_killed_at_every_operation_of_a_save_the_same_command_ends_in_the_same_w
 
 
 def test_killed_many_times_the_same_command_ends_in_the_same_weights(tmp_path: Path, children: Any) -> None:
-    settings = TinySettings(steps=30, save_every=4, keep=2)
+    settings = TinySettings(steps=30, save_every=4, keep=2, ema=0.9, loop=LoopSettings(l1=1e-3))
     assert exit_code(children, train, tmp_path / "whole", settings) == 0
     expected = finished(tmp_path / "whole")
     assert [row["step"] for row in expected["log"]] == list(range(1, 31))
+    assert expected["average"]
 
     rng, num_killed = random.Random(0), 0
     for trial in range(2):
@@ -179,7 +182,7 @@ def check_failed_save(newest: Path, write: Callable[[Path], None]) -> None:
     before = sorted(newest.parent.iterdir())
     for step in (8, 12):  # over the old one, and beside it
         with pytest.raises(StorageError):
-            checkpoint.save(newest.parent, step, write, build(model, OptimizerSettings()), model, {})
+            checkpoint.save(newest.parent, step, write, build(model, AdamW()), model, {})
     assert sorted(newest.parent.iterdir()) == before
     assert checkpoint.latest(newest.parent) == newest
     assert checkpoint.verify(newest).step == 8
@@ -239,7 +242,7 @@ def test_a_changed_identity_key_or_fact_is_refused_and_shown(tmp_path: Path) -> 
     train(tmp_path, TinySettings(steps=2))
     log = (tmp_path / "metrics.jsonl").read_bytes()
     with pytest.raises(CheckpointError) as caught:
-        with Run.open(tmp_path, TinySettings(steps=2, optimizer=OptimizerSettings(lr=0.5)), {"data": "e" * 64}):
+        with Run.open(tmp_path, TinySettings(steps=2, optimizer=AdamW(lr=0.5)), {"data": "e" * 64}):
             pass
     assert "optimizer.lr: 0.01 → 0.5" in str(caught.value)
     assert "data:" in str(caught.value)

@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import ValidationError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from tiny_training import CPU, OBJECTIVE, Tiny, micro_batches, rows
-from wenmo.config import parse, parse_yaml, to_yaml
 from wenmo.data.sequence import Batch, Sequence, collate
-from wenmo.errors import CheckpointError, NumericsError, RecipeError
+from wenmo.errors import NumericsError, RecipeError
 from wenmo.objectives import Objective, Term
 from wenmo.training.best import Best, BestSettings
 from wenmo.training.loop import LoopSettings, StepResult, steps
-from wenmo.training.optimizer import OptimizerSettings, build, load_state_tensors, state_tensors
+from wenmo.training.optimizer import AdamW, build
 from wenmo.training.progress import Progress
-from wenmo.training.schedule import ScheduleSettings, lr_factor, warmup_steps
+from wenmo.training.schedule import CosineSchedule, LinearSchedule, Rates, ScheduleSettings, lr_factor
 
 LR = 1e-2
 
@@ -47,13 +39,14 @@ def run(
     watch: Callable[[dict[str, Tensor]], None] | None = None,
 ) -> Iterator[StepResult]:
     """`watch` sees the gradients that the optimizer sees."""
-    optimizer = build(model, OptimizerSettings(lr=LR))
+    optimizer = build(model, AdamW(lr=LR))
     if watch is not None:
         optimizer.register_step_pre_hook(
             lambda *_: watch({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
         )
-    return steps(model, optimizer, objective, batches, schedule=schedule or ScheduleSettings(), device=CPU, seed=7,
-                 total_steps=total_steps, settings=settings or LoopSettings(clip=None))
+    return steps(model, optimizer, objective, batches, device=CPU, seed=7, total_steps=total_steps,
+                 lr_factor=Rates(schedule=schedule or CosineSchedule(), total_steps=total_steps).factor,
+                 settings=settings or LoopSettings(clip=None))
 
 
 # Gradients --------------------------------------------------------------------------------------------
@@ -196,135 +189,14 @@ def test_at_most_twenty_rows_are_shown() -> None:
         next(run(Tiny(), lambda step: [collate(rows(0, num_rows=30))], Objective(OBJECTIVE.counts, nan)))
 
 
-# Schedule ---------------------------------------------------------------------------------------------
-
-schedules = st.builds(
-    lambda kind, warmup, floor: ScheduleSettings(type=kind, warmup=warmup, floor=0.0 if kind == "constant" else floor),
-    st.sampled_from(["constant", "linear", "cosine"]), st.integers(0, 50) | st.floats(0, 1), st.floats(0, 1),
-)
-
-
-@given(schedules, st.integers(50, 400))
-def test_the_rate_climbs_to_one_then_falls_to_the_floor(settings: ScheduleSettings, total: int) -> None:
-    factors = [lr_factor(settings, step, total) for step in range(total + 1)]
-    warmup = warmup_steps(settings, total)
-    assert all(0 < factor <= 1 for factor in factors[:total])
-    climb, fall = factors[: warmup + 1], factors[warmup:]
-    assert climb == sorted(climb)
-    assert fall == sorted(fall, reverse=True)
-    assert factors[warmup] == 1
-    if warmup > 0:
-        assert factors[0] < 1
-        assert all(b - a == pytest.approx(1 / (warmup + 1)) for a, b in pairwise(climb))
-    if settings.type == "constant":
-        assert set(fall) == {1.0}
-    elif warmup < total:
-        assert factors[total] == pytest.approx(settings.floor)
-        steepest = math.pi / 2 / (total - warmup)
-        assert all(a - b <= steepest + 1e-12 for a, b in pairwise(fall))
-
-
-def test_the_linear_and_the_cosine_schedule_by_hand() -> None:
-    linear, cosine = (ScheduleSettings(type=kind, warmup=4, floor=0.2) for kind in ("linear", "cosine"))
-    assert [lr_factor(linear, step, 12) for step in (0, 3, 4, 8, 12)] == pytest.approx([0.2, 0.8, 1.0, 0.6, 0.2])
-    assert [lr_factor(cosine, step, 12) for step in (6, 8)] == pytest.approx([0.2 + 0.4 * (1 + 0.5**0.5), 0.6])
-
-
-@pytest.mark.parametrize(
-    ("written", "meant"),
-    [("6%", 0.06), ("0.06", 0.06), ("100%", 1.0), ("200", 200), ("2e2", 200), ("200 steps", 200), ("1 步", 1)],
-)
-def test_warmup_is_a_share_or_a_number_of_steps(written: str, meant: float) -> None:
-    settings = parse(ScheduleSettings, parse_yaml(f"warmup: {written}", "recipe"), "recipe")
-    assert settings.warmup == meant
-    assert type(settings.warmup) is type(meant)
-    assert parse(ScheduleSettings, parse_yaml(to_yaml(settings), "recipe"), "recipe") == settings
-
-
-@pytest.mark.parametrize("warmup", ["-1", "1.5", "120%", "soon", "nan", True])
-def test_a_warmup_that_is_neither_is_refused(warmup: object) -> None:
-    with pytest.raises(RecipeError, match="warmup"):
-        parse(ScheduleSettings, {"warmup": warmup}, "recipe")
-
-
-def test_keys_that_would_do_nothing_are_refused() -> None:
-    with pytest.raises(RecipeError, match="floor"):
-        parse(ScheduleSettings, {"type": "constant", "floor": 0.1}, "recipe")
-    with pytest.raises(RecipeError, match="warm-up takes 100 steps"):
-        next(run(Tiny(), schedule=ScheduleSettings(warmup=100)))
+# Rate -------------------------------------------------------------------------------------------------
 
 
 def test_the_loop_reports_the_rate_that_it_used() -> None:
-    schedule = ScheduleSettings(type="linear", warmup=1)
+    schedule = LinearSchedule(warmup=1)
     results = list(run(Tiny(), schedule=schedule, total_steps=5))
     assert [result.lr for result in results] == [LR * lr_factor(schedule, step, 5) for step in range(5)]
     assert [result.step for result in results] == [1, 2, 3, 4, 5]
-
-
-# Optimizer --------------------------------------------------------------------------------------------
-
-
-def test_groups_decay_matrices_only_and_hold_each_parameter_once() -> None:
-    model = Tiny()
-    model.classifier.weight.requires_grad_(False)
-    names = {id(p): name for name, p in model.named_parameters()}
-    groups = build(model, OptimizerSettings(weight_decay=0.3)).param_groups
-    assert [(group["weight_decay"], [names[id(p)] for p in group["params"]]) for group in groups] == [
-        (0.3, ["embedding.weight", "hidden.weight"]),
-        (0.0, ["classifier.bias", "hidden.bias", "norm.bias", "norm.weight"]),
-    ]
-
-
-def test_the_settings_reach_the_arithmetic() -> None:
-    """One step of AdamW by hand (Loshchilov and Hutter 2019, algorithm 2)."""
-    model = Tiny(dropout=0.0)
-    before = model.hidden.weight.detach().clone()
-    optimizer = build(model, OptimizerSettings(lr=0.1, betas=(0.5, 0.25), eps=1e-3, weight_decay=0.2))
-    gradients = torch.linspace(-1e-3, 1e-3, before.numel()).view_as(before)
-    for scale in (1.0, -3.0):
-        model.hidden.weight.grad = gradients * scale
-        optimizer.step()
-    expected, m, v = before.double(), 0.0, 0.0
-    for t, scale in ((1, 1.0), (2, -3.0)):
-        g = gradients.double() * scale
-        m, v = 0.5 * m + 0.5 * g, 0.25 * v + 0.75 * g**2
-        update = m / (1 - 0.5**t) / ((v / (1 - 0.25**t)).sqrt() + 1e-3)
-        expected = expected - 0.1 * (update + 0.2 * expected)
-    torch.testing.assert_close(model.hidden.weight.double(), expected, rtol=1e-5, atol=1e-7)
-
-
-def test_the_state_comes_back_exactly(tmp_path: Path) -> None:
-    def turn(model: Tiny, optimizer: torch.optim.Optimizer, times: int) -> None:
-        for _ in range(times):
-            sum((p**3).sum() for p in model.parameters()).backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    def transposed() -> Tiny:  # a layout in memory that is not the plain one
-        model = Tiny()
-        model.hidden.weight = nn.Parameter(model.hidden.weight.detach().t().contiguous().t())
-        return model
-
-    one, other = transposed(), transposed()
-    first, second = build(one, OptimizerSettings()), build(other, OptimizerSettings())
-    turn(one, first, 3)
-    save_file(state_tensors(first, one), tmp_path / "state.safetensors")
-    other.load_state_dict(one.state_dict())
-    load_state_tensors(second, other, load_file(tmp_path / "state.safetensors"))
-    assert state_tensors(second, other)["hidden.bias/step"] == 3
-    turn(one, first, 2)
-    turn(other, second, 2)
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    with pytest.raises(CheckpointError, match=r"hidden\.weight"):
-        load_state_tensors(second, other, {"hidden.weight/exp_avg": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"other\.weight"):
-        load_state_tensors(second, other, {"other.weight/step": torch.tensor(1.0)})
-
-
-@pytest.mark.parametrize("wrong", [{"lr": 0}, {"betas": (0.9, 1.0)}, {"type": "sgd"}, {"weight_decay": -1}])
-def test_settings_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
-        OptimizerSettings(**wrong)
 
 
 # Best, progress ---------------------------------------------------------------------------------------

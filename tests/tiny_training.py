@@ -24,11 +24,12 @@ from wenmo.device import Device, numpy_rng
 from wenmo.objectives import Objective, Term
 from wenmo.tensors import save_tensors
 from wenmo.training import checkpoint
+from wenmo.training.average import Average
 from wenmo.training.best import Best, BestSettings
 from wenmo.training.loop import LoopSettings, steps
-from wenmo.training.optimizer import OptimizerSettings, build
+from wenmo.training.optimizer import AdamW, OptimizerSettings, build
 from wenmo.training.run import Run
-from wenmo.training.schedule import ScheduleSettings
+from wenmo.training.schedule import CosineSchedule, Rates, ScheduleSettings
 
 VOCAB, WIDTH = 23, 8
 CPU = Device(torch.device("cpu"), torch.float32, 1)
@@ -87,8 +88,9 @@ def micro_batches(step: int) -> list[Batch]:
 
 
 class TinySettings(Settings):
-    optimizer: OptimizerSettings = OptimizerSettings(lr=1e-2)
-    schedule: ScheduleSettings = ScheduleSettings()
+    optimizer: OptimizerSettings = AdamW(lr=1e-2)
+    schedule: ScheduleSettings = CosineSchedule()
+    ema: float | None = None
     loop: LoopSettings = LoopSettings()
     best: BestSettings = BestSettings()
     steps: int = 30
@@ -109,19 +111,23 @@ def train(folder: Path, settings: TinySettings, pause_seconds: float = 0.0) -> N
     with Run.open(folder, settings, {"data": "d" * 64}) as run:
         model = Tiny()
         optimizer = build(model, settings.optimizer)
+        average = None if settings.ema is None else Average(model, settings.ema)
         newest = checkpoint.latest(run.checkpoints)
         state: Any = {"tokens": 0, "best": None}
         start = 0
         if newest is not None:
-            saved = checkpoint.load(newest, model, optimizer)
+            saved = checkpoint.load(newest, model, optimizer, average=average)
             start, state = saved.step, saved.state
         best, num_tokens = Best(settings.best, state["best"]), state["tokens"]
         prune(run, settings, best)  # the one that a kill came before
         run.rewind(start)
+        rates = Rates(schedule=settings.schedule, total_steps=settings.steps)
         for result in steps(
-            model, optimizer, OBJECTIVE, micro_batches, schedule=settings.schedule, total_steps=settings.steps,
+            model, optimizer, OBJECTIVE, micro_batches, lr_factor=rates.factor, total_steps=settings.steps,
             settings=settings.loop, device=CPU, seed=7, start_step=start,
         ):
+            if average is not None:
+                average.update(result.step)
             time.sleep(pause_seconds)
             num_tokens += result.num_tokens
             run.log({"step": result.step, "tokens": num_tokens, "loss": result.loss, "lr": result.lr,
@@ -130,7 +136,7 @@ def train(folder: Path, settings: TinySettings, pause_seconds: float = 0.0) -> N
                 best.see(result.step, {"loss": result.loss, "tokens": num_tokens})
                 checkpoint.save(
                     run.checkpoints, result.step, lambda path: write_model(model, path), optimizer, model,
-                    {"tokens": num_tokens, "best": best.to_dict()},
+                    {"tokens": num_tokens, "best": best.to_dict()}, average,
                 )
                 prune(run, settings, best)
         with files.atomic_folder(run.model) as unfinished:

@@ -2,8 +2,9 @@
 
 In: a way to write the model, an optimizer, and the caller's state. Out: `step-N/`, a model directory with two files
 more, `trainer.safetensors` (the optimizer's tensors) and `trainer.json` (the step, the caller's state, and the
-SHA-256 of every file). The folder takes its name in one rename after everything in it is on the disk, so a folder
-called `step-N` is complete; what is wrong inside one is damage, and said.
+SHA-256 of every file); where the weights are averaged a third, `average.safetensors`. The folder takes its name in
+one rename after everything in it is on the disk, so a folder called `step-N` is complete; what is wrong inside one is
+damage, and said.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from wenmo import files
 from wenmo.errors import CheckpointError, say
 from wenmo.tensors import load_tensors, save_tensors
 from wenmo.training import optimizer as optimizers
+from wenmo.training.average import Average
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = "trainer.safetensors"
+AVERAGE = "average.safetensors"
 RECORD = "trainer.json"
 WEIGHTS = "model.safetensors"
 
@@ -49,6 +52,7 @@ def save(
     optimizer: torch.optim.Optimizer,
     model: nn.Module,
     state: Mapping[str, Any],
+    average: Average | None = None,
 ) -> Path:
     """Writes `folder/step-{step}` and gives its path; `write_model(path)` puts the model directory's files there.
 
@@ -58,6 +62,8 @@ def save(
     with files.atomic_folder(target) as unfinished:
         write_model(unfinished)
         save_tensors(unfinished / TENSORS, optimizers.state_tensors(optimizer, model))
+        if average is not None:
+            save_tensors(unfinished / AVERAGE, average.tensors())
         hashes = {name: files.sha256_file(unfinished / name) for name in _names(unfinished)}
         record = {"format": FORMAT, "step": step, "state": dict(state), "files": hashes}
         record = json.loads(json.dumps(record))  # as it will be read, so that the seal is of that
@@ -169,14 +175,17 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     read_model: Callable[[Path], Mapping[str, Tensor]] = read_weights,
+    average: Average | None = None,
 ) -> Saved:
-    """Verifies a checkpoint and puts weights and optimizer state back, exactly.
+    """Verifies a checkpoint and puts weights, optimizer state and moving average back, exactly.
 
     CheckpointError when it is damaged or does not fit.
     """
     saved = verify(checkpoint)
     load_weights(checkpoint, model, read_model)
     optimizers.load_state_tensors(optimizer, model, load_tensors(checkpoint / TENSORS))
+    if average is not None:
+        average.load(load_tensors(checkpoint / AVERAGE))
     return saved
 
 

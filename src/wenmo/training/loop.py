@@ -14,7 +14,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -25,22 +25,27 @@ from wenmo.data.sequence import Batch
 from wenmo.device import Device, key
 from wenmo.errors import NumericsError, say
 from wenmo.objectives import Objective, Term
-from wenmo.training.schedule import ScheduleSettings, lr_factor
 
 MAX_ROWS_SHOWN = 20
 
 
 class LoopSettings(Settings):
-    """`clip`: the largest gradient norm, null for none. `non_finite`: what a step with NaN or infinity does."""
+    """`clip`: the largest gradient norm, null for none. `non_finite`: what a step with NaN or infinity does.
+
+    `l1`: λ of a penalty λ Σ|w| over all trained matrices. It is minimised by its proximal step after the optimizer's,
+    w ← sign(w) max(|w| − ηλ, 0) (Parikh and Boyd 2014, §6.5.2): exact zeros, and no moment or norm to bend it.
+    """
 
     clip: float | None = Field(1.0, gt=0)
     non_finite: Literal["stop", "skip"] = "stop"
+    l1: float = Field(0.0, ge=0)
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """`step` counts the steps done, from 1. `terms` are means over the step, before their weights.
+    """`step` counts the steps done, from 1. `terms` are means over the step, before their weights; `l1` is among them.
 
+    `lr` is the recipe's, times the schedule's factor; groups may have shares of it, and Muon's matrices their own.
     `grad_norm` is the norm before clipping. A skipped step left weights and optimizer as they were.
     """
 
@@ -60,20 +65,21 @@ def steps(
     objective: Objective,
     batches: Callable[[int], list[Batch]],
     *,
-    schedule: ScheduleSettings,
+    lr_factor: Callable[[int], float],
     total_steps: int,
     settings: LoopSettings,
     device: Device,
     seed: int,
     start_step: int = 0,
 ) -> Iterator[StepResult]:
-    """Carries out the steps start_step … total_steps - 1; `batches` is asked with these numbers.
+    """Carries out the steps start_step … total_steps - 1; `batches` and `lr_factor` are asked with these numbers.
 
     The caller may evaluate between two steps: the model is put into training mode at each. torch's global random
     state is set anew for every micro-batch. Raises NumericsError under `non_finite: stop`; the weights and the
     optimizer are then those of the step before.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    matrix_groups = [group for group in optimizer.param_groups if group["is_matrices"]] if settings.l1 else []
     optimizer.zero_grad(set_to_none=True)
     for n in range(start_step, total_steps):
         began = time.perf_counter()
@@ -85,25 +91,43 @@ def steps(
         grad_norm = float(torch.nn.utils.get_total_norm(gradients))
         means = step.means(parts)
         loss = sum((part.weight * part.sum / step.totals[part.name] for part in parts), 0.0)
+        if matrix_groups:
+            means["l1"] = settings.l1 * _absolute_sum(matrix_groups)
+            loss += means["l1"]
         finite = math.isfinite(loss) and math.isfinite(grad_norm)
         if not finite and settings.non_finite == "stop":
             error = step.non_finite(parts)
             optimizer.zero_grad(set_to_none=True)
             raise error
 
-        factor = lr_factor(schedule, n, total_steps)
+        factor = lr_factor(n)
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] * factor
         if finite:
             if settings.clip is not None and grad_norm > settings.clip:
                 torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, torch.tensor(grad_norm))
             optimizer.step()
+            for group in matrix_groups:
+                _shrink(group["params"], group["lr"] * settings.l1)
         optimizer.zero_grad(set_to_none=True)
         yield StepResult(
-            step=n + 1, loss=loss, terms=means, lr=optimizer.param_groups[-1]["lr"], grad_norm=grad_norm,
+            step=n + 1, loss=loss, terms=means, lr=optimizer.defaults["lr"] * factor, grad_norm=grad_norm,
             num_tokens=sum(batch.num_tokens for batch in step.micro),
             seconds=time.perf_counter() - began, skipped=not finite,
         )
+
+
+@torch.no_grad()
+def _absolute_sum(groups: list[dict[str, Any]]) -> float:
+    """Σ|w|."""
+    return float(torch.stack([norm for group in groups for norm in torch._foreach_norm(group["params"], 1)]).sum())
+
+
+@torch.no_grad()
+def _shrink(parameters: list[Tensor], by: float) -> None:
+    """w ← sign(w) max(|w| − by, 0)."""
+    for parameter in parameters:
+        parameter.copy_(torch.nn.functional.softshrink(parameter, by))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,88 +4,177 @@ In: a model and its OptimizerSettings. Out: a torch optimizer whose parameter gr
 its state as named tensors that go into a checkpoint and come back exactly. The rate that a group starts from is
 its `initial_lr`; the loop multiplies it by the schedule's factor at every step.
 
-Another kind of optimizer is another word in `OptimizerSettings.type` and another branch in `build`; the state
+Another kind of optimizer is another settings class with its own keys, and another branch in `_create`; the state
 functions below serve every optimizer whose state is tensors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 from torch import Tensor, nn
 
 from wenmo.config import Settings
 from wenmo.errors import CheckpointError, say
+from wenmo.training.groups import GroupSettings, Trained, divide, layer_of, trainable
+from wenmo.training.lamb import Lamb as LambOptimizer
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class OptimizerSettings(Settings):
-    """adamw: Loshchilov and Hutter 2019, algorithm 2. `weight_decay` acts on matrices alone.
+class Sgd(Settings):
+    """b ← μ b + g,  θ ← θ − η b (Polyak 1964); `nesterov`: θ ← θ − η (g + μ b) (Sutskever et al. 2013).
 
-    muon: the matrices of the layers move along their orthogonalised momentum (Jordan et al. 2024) at `matrix_lr`;
-    embeddings, heads and vectors go by AdamW at `lr`. It learns more from each token, which is what a CPU is short of.
+    `weight_decay` is L2: part of g.
     """
 
-    type: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(3e-4, gt=0)
-    matrix_lr: float | None = Field(None, gt=0)
-    momentum: Beta | None = None
-    betas: tuple[Beta, Beta] = (0.9, 0.98)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.01, ge=0)
+    type: Literal["sgd"] = "sgd"
+    lr: float = Field(0.1, gt=0)
+    momentum: Beta = 0.9
+    nesterov: bool = False
+    weight_decay: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
-    def _of_its_type(self) -> OptimizerSettings:
-        if self.type == "adamw" and (self.matrix_lr is not None or self.momentum is not None):
-            raise ValueError(say("`matrix_lr` and `momentum` belong to `type: muon`",
-                                 "`matrix_lr` 与 `momentum` 只用于 `type: muon`"))
+    def _nesterov_acts(self) -> Sgd:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError(say("`nesterov` does nothing without `momentum`",
+                                 "没有 `momentum` 时 `nesterov` 不起作用"))
         return self
 
 
-def build(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer over the trainable parameters: matrices (decayed) and the rest (not), each sorted by name.
+class _Moments(Settings):
+    """The rate, and the two moments of Kingma and Ba."""
 
-    A parameter tied to another stands once, under its first name. The parameters are the fp32 masters.
+    lr: float = Field(3e-4, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+
+
+class Adam(_Moments):
+    """Kingma and Ba 2015, algorithm 1. `weight_decay` is L2: part of the gradient, so the moments see it too."""
+
+    type: Literal["adam"] = "adam"
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class AdamW(_Moments):
+    """Loshchilov and Hutter 2019, algorithm 2: the decay stands apart from the moments. It acts on matrices alone."""
+
+    type: Literal["adamw"] = "adamw"
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Lamb(_Moments):
+    """You et al. 2020, algorithm 2: each tensor moves in proportion to its own length; for very large batches."""
+
+    type: Literal["lamb"] = "lamb"
+    lr: float = Field(2e-3, gt=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    eps: float = Field(1e-6, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+
+
+class Muon(_Moments):
+    """The matrices of the layers move along their orthogonalised momentum (Jordan et al. 2024) at `matrix_lr`;
+    embeddings, heads and vectors go by AdamW at `lr`. It learns more from each token, which is what a CPU is short of.
     """
-    parameters = sorted(_trainable(model).items())
-    assert parameters, "a model without trainable parameters cannot be trained"
-    assert all(p.dtype == torch.float32 for _, p in parameters), "the masters are fp32"
-    in_layers = [p for name, p in parameters if settings.type == "muon" and p.ndim == 2 and _in_a_layer(name)]
-    chosen = {id(p) for p in in_layers}
-    matrices = [p for _, p in parameters if p.ndim >= 2 and id(p) not in chosen]
-    vectors = [p for _, p in parameters if p.ndim < 2]
-    groups: list[dict[str, Any]] = [
-        {"params": group, "weight_decay": decay, "initial_lr": settings.lr}
-        for group, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
-        if group
-    ]
-    adamw = torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
-    if not in_layers:
-        return adamw
-    matrix_lr = settings.matrix_lr or 0.01
-    momentum = 0.95 if settings.momentum is None else settings.momentum
-    muon = torch.optim.Muon([{"params": in_layers, "initial_lr": matrix_lr}], lr=matrix_lr, momentum=momentum,
-                            weight_decay=settings.weight_decay)
-    return _Both(muon, adamw)
+
+    type: Literal["muon"] = "muon"
+    matrix_lr: float = Field(0.01, gt=0)
+    momentum: Beta = 0.95
+    weight_decay: float = Field(0.01, ge=0)
 
 
-def _in_a_layer(name: str) -> bool:
-    """Whether a parameter belongs to one of several like layers: `model.layers.3.mlp.up_proj.weight`."""
-    return any(part.isdigit() for part in name.split("."))
+class Adafactor(Settings):
+    """Shazeer and Stern 2018, algorithm 4: of a matrix's second moment only row and column sums are kept.
+
+    A step is at most `lr` times the tensor's own root mean square (or `eps`, where that is larger).
+    """
+
+    type: Literal["adafactor"] = "adafactor"
+    lr: float = Field(1e-2, gt=0)
+    decay_rate: float = Field(0.8, gt=0)
+    clip_threshold: float = Field(1.0, ge=1)
+    eps: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+def _type(value: Any) -> Any:
+    return value.get("type", "adamw") if isinstance(value, dict) else getattr(value, "type", "adamw")
+
+
+OptimizerSettings = Annotated[
+    Annotated[Sgd, Tag("sgd")] | Annotated[Adam, Tag("adam")] | Annotated[AdamW, Tag("adamw")]
+    | Annotated[Lamb, Tag("lamb")] | Annotated[Muon, Tag("muon")] | Annotated[Adafactor, Tag("adafactor")],
+    Discriminator(_type)]
+
+
+def build(model: nn.Module, settings: OptimizerSettings, groups: Sequence[GroupSettings] = (),
+          layer_decay: float | None = None) -> torch.optim.Optimizer:
+    """An optimizer over the parameters to be trained: matrices (decayed) and the rest (not), each sorted by name.
+
+    A parameter tied to another stands once, under its first name. The parameters are the fp32 masters. `groups` and
+    `layer_decay`: see groups.py; RecipeError where they do not fit this model.
+    """
+    trained = divide(model, groups, layer_decay)
+    assert all(each.parameter.dtype == torch.float32 for each in trained), "the masters are fp32"
+    if not isinstance(settings, Muon):
+        return _create(_param_groups(trained, settings.lr, settings.weight_decay), settings)
+    in_layers = [each for each in trained if _is_layer_matrix(each)]
+    rest = [each for each in trained if not _is_layer_matrix(each)]
+    inner: list[torch.optim.Optimizer] = []
+    if in_layers:
+        groups_ = _param_groups(in_layers, settings.matrix_lr, settings.weight_decay)
+        inner.append(torch.optim.Muon(groups_, lr=settings.matrix_lr, momentum=settings.momentum))
+    if rest:
+        inner.append(_create(_param_groups(rest, settings.lr, settings.weight_decay), settings))
+    return _Both(inner, settings.lr)
+
+
+def _is_layer_matrix(trained: Trained) -> bool:
+    """A matrix of one of several like layers (`model.layers.3.mlp.up_proj.weight`): what Muon is for."""
+    return trained.parameter.ndim == 2 and layer_of(trained.name) is not None
+
+
+def _create(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
+    match settings:
+        case Sgd():
+            return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov,
+                                   fused=True)
+        case Adam():
+            return torch.optim.Adam(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+        case Lamb():
+            return LambOptimizer(groups, settings.lr, settings.betas, settings.eps)
+        case Adafactor():
+            return torch.optim.Adafactor(groups, lr=settings.lr, beta2_decay=-settings.decay_rate,
+                                         eps=(None, settings.eps), d=settings.clip_threshold, foreach=True)
+        case AdamW() | Muon():  # Muon's vectors, embeddings and heads
+            return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+
+
+def _param_groups(trained: Sequence[Trained], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices before vectors; within them one group for each rate and decay. `is_matrices`: see LoopSettings.l1."""
+    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+    for is_matrix in (True, False):
+        for each in trained:
+            if (each.parameter.ndim >= 2) is is_matrix:
+                decay = (weight_decay if each.weight_decay is None else each.weight_decay) if is_matrix else 0.0
+                groups.setdefault((is_matrix, each.lr_scale, decay), []).append(each.parameter)
+    return [{"params": params, "weight_decay": decay, "initial_lr": lr * scale, "is_matrices": is_matrix}
+            for (is_matrix, scale, decay), params in groups.items()]
 
 
 class _Both(torch.optim.Optimizer):
-    """Two optimizers over different parameters, seen from outside as one: their groups, and one state."""
+    """Several optimizers over different parameters, seen from outside as one: their groups, and one state."""
 
-    def __init__(self, muon: torch.optim.Optimizer, adamw: torch.optim.Optimizer) -> None:
-        super().__init__([p for each in (muon, adamw) for group in each.param_groups for p in group["params"]], {})
-        self.inner = (muon, adamw)
-        self.param_groups = [group for each in self.inner for group in each.param_groups]
-        for each in self.inner:
+    def __init__(self, inner: Sequence[torch.optim.Optimizer], lr: float) -> None:
+        super().__init__([p for each in inner for group in each.param_groups for p in group["params"]], {"lr": lr})
+        self.inner = inner
+        self.param_groups = [group for each in inner for group in each.param_groups]
+        for each in inner:
             each.state = self.state
 
     @torch.no_grad()
@@ -101,7 +190,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[st
     The rates are not part of it: they are a function of the step. A parameter that never had a gradient has none.
     """
     tensors = {}
-    for name, parameter in sorted(_trainable(model).items()):
+    for name, parameter in sorted(trainable(model).items()):
         for key, value in optimizer.state.get(parameter, {}).items():
             assert isinstance(value, Tensor), f"{name}/{key} is not a tensor"
             tensors[f"{name}/{key}"] = value.detach().contiguous()
@@ -112,12 +201,12 @@ def load_state_tensors(
     optimizer: torch.optim.Optimizer, model: nn.Module, tensors: Mapping[str, Tensor]
 ) -> None:
     """Replaces the optimizer's state by what `state_tensors` gave. CheckpointError when it is another model's."""
-    parameters = _trainable(model)
+    parameters = trainable(model)
     state: dict[Tensor, dict[str, Tensor]] = {}
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
         parameter = parameters.get(name)
-        if parameter is None or (value.ndim > 0 and value.shape != parameter.shape):
+        if parameter is None or not _fits(value, parameter):
             has = say("nothing of this name", "没有此名") if parameter is None else str(list(parameter.shape))
             raise CheckpointError(
                 say(f"the optimizer state is of another model: it holds {full_name} {list(value.shape)}, "
@@ -125,7 +214,7 @@ def load_state_tensors(
                     f"优化器状态属于另一个模型：其中有 {full_name} {list(value.shape)}，而模型中为 {has}"),
                 mend=say("resume with the model that the run was begun with", "请用开始该运行时的模型继续训练"),
             )
-        if value.ndim == 0:
+        if value.shape != parameter.shape:
             loaded = value.to(parameter.device, copy=True)
         else:  # laid out in memory like the parameter, as the fused kernel had it
             loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
@@ -134,5 +223,10 @@ def load_state_tensors(
     optimizer.state.update(state)
 
 
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+def _fits(value: Tensor, parameter: Tensor) -> bool:
+    """A number, a tensor of the parameter's shape, or Adafactor's: the same with one of the last two sizes 1."""
+    if value.ndim == 0:
+        return True
+    return value.ndim == parameter.ndim and all(
+        one == whole or (one == 1 and place >= value.ndim - 2)
+        for place, (one, whole) in enumerate(zip(value.shape, parameter.shape, strict=True)))

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECIPE = "recipe.yaml"
 RECORD = "run.json"
+FOLDS = "folds"  # of the cross-validation that came before: a Run for each
 
 _log = logging.getLogger(__name__)
 
@@ -47,28 +48,31 @@ class Run:
         self.model = folder / "model"
         self.metrics = folder / "metrics.jsonl"
         self._first_step = 0
+        self._recipe: str | None = None  # to be written when the run goes on
         self._writer: SummaryWriter | None = None
         self._has_tensorboard = True
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, folder: Path, settings: config.Settings, facts: Mapping[str, str]) -> Iterator[Run]:
+    def open(cls, folder: Path, settings: config.Settings, facts: Mapping[str, str],
+             context: Mapping[str, Any] | None = None) -> Iterator[Run]:
         """Begins a Run in `folder`, or goes on with the one there; holds its lock until the block ends.
 
-        Keys marked `free` may have changed since; recipe.yaml then follows. Call `rewind` before the first log.
+        `context` is what the settings were parsed with. Keys marked `free` may have changed since; recipe.yaml then
+        follows, at `rewind`: call it before the first log, and after all that may yet refuse to go on.
         Raises RunLocked (another process writes here), CheckpointError (begun with other settings or facts; each
         difference is shown), UsageError (a folder with other things in it), StorageError.
         """
         recipe = config.to_yaml(settings)
-        _refuse_foreign(folder, recipe)
+        refuse_foreign(folder, recipe)
         with files.locked(folder):
             run = cls(folder)
             files.sweep_unfinished(folder)
             files.sweep_unfinished(run.checkpoints)
             if (folder / RECORD).exists():
-                _refuse_other(folder, settings, facts)
+                _refuse_other(folder, settings, facts, context)
                 if (folder / RECIPE).read_text(encoding="utf-8") != recipe:
-                    files.write_atomic(folder / RECIPE, recipe)
+                    run._recipe = recipe
             else:
                 files.write_atomic(folder / RECIPE, recipe)
                 files.write_json(folder / RECORD, {
@@ -84,6 +88,8 @@ class Run:
     def rewind(self, step: int) -> None:
         """Takes the log back to `step`, where the run goes on: later rows, and a line cut short, are dropped."""
         self._first_step = step + 1
+        if self._recipe is not None:
+            files.write_atomic(self.folder / RECIPE, self._recipe)
         if not self.metrics.exists():
             return
         try:
@@ -108,6 +114,8 @@ class Run:
                 for name, value in row.items():
                     if name != "step" and isinstance(value, (int, float)):
                         writer.add_scalar(name, value, row["step"])
+                for number, sample in enumerate(row.get("samples", ())):
+                    writer.add_text(f"samples/{number}", _preformatted(sample["prompt"] + sample["text"]), row["step"])
 
     def _tensorboard(self) -> SummaryWriter | None:
         if self._writer is None and self._has_tensorboard:
@@ -123,10 +131,16 @@ class Run:
         return self._writer
 
 
-def _refuse_foreign(folder: Path, recipe: str) -> None:
-    """A Run sweeps its folder and rewrites recipe.yaml, so it does not begin where that could hurt.
+def _preformatted(text: str) -> str:
+    """As Markdown that shows a text as it is: lines set in by four spaces."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
 
-    What a Run killed in its first moments leaves is no hindrance, nor are files such as a log of the command.
+
+def refuse_foreign(folder: Path, recipe: str) -> None:
+    """A Run sweeps its folder and rewrites recipe.yaml, so it does not begin where that could hurt: UsageError.
+
+    What a Run killed in its first moments leaves is no hindrance, nor are files such as a log of the command, nor the
+    runs of a cross-validation.
     """
     if not folder.is_dir() or (folder / RECORD).exists():
         return
@@ -137,7 +151,7 @@ def _refuse_foreign(folder: Path, recipe: str) -> None:
         elif path.name.startswith("."):
             harmless = path.name.startswith((".lock", f".{RECIPE}.", f".{RECORD}."))
         else:
-            harmless = path.is_file() and path.name != "metrics.jsonl"
+            harmless = path.name == FOLDS or (path.is_file() and path.name != "metrics.jsonl")
         if not harmless:
             others.append(path.name)
     if others:
@@ -148,10 +162,11 @@ def _refuse_foreign(folder: Path, recipe: str) -> None:
         )
 
 
-def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, str]) -> None:
+def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, str],
+                  context: Mapping[str, Any] | None) -> None:
     """CheckpointError when the Run was begun with other identity keys or facts; a warning for other machinery."""
     record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    old = config.parse(type(settings), config.read_yaml(folder / RECIPE), str(folder / RECIPE))
+    old = config.parse(type(settings), config.read_yaml(folder / RECIPE), str(folder / RECIPE), context)
     differences = config.identity_differences(old, settings)
     names = sorted({*record["facts"], *facts})
     differences += [(name, record["facts"].get(name), facts.get(name))
