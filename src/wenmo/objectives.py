@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wenmo.data.sequence import Batch, Flat
-from wenmo.models import LanguageModel
+from wenmo.data.sequence import SOURCE, TARGET, Batch, Flat
+from wenmo.models import LanguageModel, classify
 from wenmo.nn.cross_entropy import IGNORED, linear_cross_entropy
 
 SPARSE = 0.5  # below this share of positions with a target, gathering them first costs less than the head on all
@@ -55,18 +55,29 @@ def language_modeling(*, next_sentence: bool = False, label_smoothing: float = 0
     def terms(model: LanguageModel, batch: Batch) -> list[Term]:
         flat = batch.text
         hidden_MD = hidden_of(model, flat)
-        targets_M = flat.tokens["targets"]
-        learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
-        hidden_XD, targets_X = hidden_MD, targets_M
-        if len(learnt_X) < SPARSE * len(targets_M):  # most positions have no target: the head sees the others alone
-            hidden_XD, targets_X = hidden_MD.index_select(0, learnt_X), targets_M[learnt_X]
-        weight_VD, bias_V = model.lm_output()
-        total = linear_cross_entropy(model.lm_features(hidden_XD), weight_VD, bias_V, targets_X, label_smoothing)
-        result = [Term("tokens", total)]
+        result = [Term("tokens", _cross_entropy(model, hidden_MD, flat.tokens["targets"], label_smoothing))]
         if next_sentence:
             scores_B2 = model.next_sentence(hidden_MD, flat.lengths).float()
             result.append(Term("next_sentence", F.cross_entropy(scores_B2, flat.values["is_random"], reduction="sum")))
         return result
+
+    return Objective(counts, terms)
+
+
+def sequence_to_sequence(*, label_smoothing: float = 0.0) -> Objective:
+    """-Σ_t log P(y_t | y_<t, x) over the target's tokens (Sutskever et al. 2014, §2), y_<t as they are and not as the
+    model would have said them (teacher forcing: Williams & Zipser 1989).
+
+    The batch has a source and a target for each row; what the decoder reads and what it is to say stand beside each
+    other in the target (ids and targets, -100 where nothing is learned). Span corruption, translation, summaries.
+    """
+
+    def counts(batch: Batch) -> dict[str, float]:
+        return {"tokens": float((batch.roles[TARGET].tokens["targets"] != IGNORED).sum())}
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        targets_M = batch.roles[TARGET].tokens["targets"]
+        return [Term("tokens", _cross_entropy(model, target_hidden_of(model, batch), targets_M, label_smoothing))]
 
     return Objective(counts, terms)
 
@@ -81,7 +92,7 @@ def classification(*, class_weights: tuple[float, ...] | None = None, label_smoo
 
     def terms(model: LanguageModel, batch: Batch) -> list[Term]:
         flat = batch.text
-        scores_BC = model.classify(hidden_of(model, flat), flat.lengths).float()
+        scores_BC = class_scores(model, flat)
         weights = None if weights_C is None else weights_C.to(scores_BC.device)
         total = F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
                                 label_smoothing=label_smoothing)
@@ -90,8 +101,28 @@ def classification(*, class_weights: tuple[float, ...] | None = None, label_smoo
     return Objective(counts, terms)
 
 
+def class_scores(model: LanguageModel, flat: Flat) -> Tensor:
+    """The scores of the classes of a role's sequences, whichever head the model has for them: [B, C], in fp32."""
+    return classify(model, hidden_of(model, flat), flat.lengths).float()
+
+
 def hidden_of(model: LanguageModel, flat: Flat) -> Tensor:
     """The model's hidden states of a role's sequences, with segments where the batch has them: [M, D]."""
     segments_M = flat.tokens.get("segments")
     inputs = {} if segments_M is None else {"segments_M": segments_M}
     return model(flat.ids_M, flat.lengths, **inputs)
+
+
+def target_hidden_of(model: LanguageModel, batch: Batch) -> Tensor:
+    """An encoder–decoder's hidden states of the target, given source and target: [M of the target, D]."""
+    source, target = batch.roles[SOURCE], batch.roles[TARGET]
+    return model(source.ids_M, source.lengths, target.ids_M, target.lengths)
+
+
+def _cross_entropy(model: LanguageModel, hidden_MD: Tensor, targets_M: Tensor, label_smoothing: float) -> Tensor:
+    """Σ over the positions with a target of the head's -log P(target)."""
+    learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
+    if len(learnt_X) < SPARSE * len(targets_M):  # most positions have no target: the head sees the others alone
+        hidden_MD, targets_M = hidden_MD.index_select(0, learnt_X), targets_M[learnt_X]
+    weight_VD, bias_V = model.lm_output()
+    return linear_cross_entropy(model.lm_features(hidden_MD), weight_VD, bias_V, targets_M, label_smoothing)

@@ -1,14 +1,16 @@
-"""Corruption: what BERT learns from, made anew in every epoch.
+"""Corruption: what BERT and T5 learn from, made anew in every epoch.
 
 In: ids of a text (and where its words begin), a generator keyed by (seed, epoch, row). Out: the corrupted ids with
-their targets; pairs of text pieces with their label. Pure functions: the same key gives the same corruption, so
-that a resumed run, another batch size or another number of processes sees the same text.
+their targets; pairs of text pieces with their label; a text with spans cut out, and the spans. Pure functions: the same
+key gives the same corruption, so that a resumed run, another batch size or another number of processes sees the same
+text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -122,3 +124,71 @@ def piece_of_another(shards: Shards, document: int, num_tokens: int, rng: np.ran
         begun = np.flatnonzero(columns["starts"][: start + 1])
         start = int(begun[-1]) if len(begun) else 0
     return {name: column[start : start + num_tokens] for name, column in columns.items()}
+
+
+# Span corruption --------------------------------------------------------------------------------------
+
+
+def corrupt_spans(
+    ids: np.ndarray, *, rng: np.random.Generator, sentinels: np.ndarray, density: float = 0.15, mean_length: float = 3.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Span corruption (Raffel et al. 2020, §3.1.4 and Fig. 2) → (source, target), both int64.
+
+    The source is the text with each span replaced by a sentinel, in their order; the target is each sentinel followed
+    by the span that it stands for, and one more sentinel at the end:
+
+        Thank you for inviting me to your party last week .
+        source   Thank you <0> me to your party <1> week .
+        target   <0> for inviting <1> last <2>
+
+    `ids` is text alone: control tokens are put around both afterwards, and cannot be hit. How many tokens are cut out
+    and in how many spans is fixed by the length (`span_counts`); where, and how long each is, is uniformly random among
+    all ways with these numbers. (T5's own code begins with kept text and ends with a span, which leaves a single choice
+    to texts of up to 30 tokens: always their end.)
+    """
+    num_hidden, num_spans = (int(count) for count in span_counts(len(ids), density, mean_length))
+    ids = ids.astype(np.int64)
+    if not num_spans:
+        return ids, sentinels[:1].astype(np.int64)
+    assert num_spans < len(sentinels), "too few sentinels for so long a text"
+    hidden = _parts(num_hidden, num_spans, rng)
+    kept = _parts(len(ids) - num_hidden + 2, num_spans + 1, rng)
+    kept[[0, -1]] -= 1  # the text before the first span and after the last may be empty, that between them not
+    pieces = np.empty(2 * num_spans + 1, np.int64)
+    pieces[0::2], pieces[1::2] = kept, hidden
+    is_hidden = np.repeat(np.arange(len(pieces)) % 2 == 1, pieces)
+    source = np.insert(ids[~is_hidden], np.cumsum(kept)[:-1], sentinels[:num_spans])
+    target = np.insert(ids[is_hidden], np.cumsum([0, *hidden]), sentinels[: num_spans + 1])
+    return source, target
+
+
+def span_counts(num_tokens: Any, density: float, mean_length: float) -> tuple[Any, Any]:
+    """(tokens that are cut out, spans they make) of a text of so many tokens; ints or arrays in, arrays out.
+
+    round(n · density) tokens in round(tokens / mean_length) spans, at least one of each, but always a token stays: a
+    text of a single one is left whole. The numbers are those of T5's own code.
+    """
+    hidden = np.clip(np.round(num_tokens * density), 1, None).astype(np.int64)
+    hidden = np.minimum(hidden, np.maximum(num_tokens - 1, 0))
+    spans = np.maximum(np.round(hidden / mean_length).astype(np.int64), 1)
+    return hidden, np.minimum(np.minimum(spans, hidden), num_tokens - hidden + 1)
+
+
+def corrupted_lengths(num_tokens: Any, density: float, mean_length: float) -> tuple[Any, Any]:
+    """Tokens of source and target after `corrupt_spans`; both never fall as the text gets longer."""
+    hidden, spans = span_counts(num_tokens, density, mean_length)
+    return num_tokens - hidden + spans, hidden + spans + 1
+
+
+def longest_text(max_source: int, max_target: int, density: float, mean_length: float) -> int:
+    """The most tokens that a text may have for its source and target to have at most so many (as T5 cuts its text)."""
+    lengths = np.arange(max_source + max_target)  # every token of a text stands in one of the two
+    sources, targets = corrupted_lengths(lengths, density, mean_length)
+    fitting = np.flatnonzero((sources <= max_source) & (targets <= max_target))
+    return int(fitting[-1]) if len(fitting) else 0
+
+
+def _parts(total: int, num_parts: int, rng: np.random.Generator) -> np.ndarray:
+    """`total` as a sum of so many positive numbers, every such sum equally likely."""
+    cuts = np.sort(rng.choice(total - 1, num_parts - 1, replace=False)) + 1
+    return np.diff(np.concatenate([[0], cuts, [total]]))

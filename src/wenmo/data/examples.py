@@ -64,6 +64,9 @@ class Rows:
 
 Form = Callable[[dict[str, np.ndarray], int, int, int], list[Sequence]]
 """(columns of the chunk, document, its first token in the document, epoch) → the sequences of the example."""
+Extra = Callable[[np.ndarray], np.ndarray]
+"""Lengths of chunks → how many tokens `form` adds to each."""
+SHORTEST = 8  # tokens: a chunk of fewer cannot be cut at places that move
 
 
 class Chunks:
@@ -77,17 +80,19 @@ class Chunks:
     always a seam. Every token stands in exactly one chunk of an epoch: nothing is dropped or merged, as no piece is
     shorter than C/8. The number of examples is the same in every epoch; their lengths are not.
 
-    `form` makes the sequences of a chunk and may add up to `extra_tokens` ([CLS], [SEP], end of text).
+    `form` makes the sequences of a chunk and may add up to `extra_tokens` ([CLS], [SEP], end of text): a number, or a
+    function of the chunk's length where that decides (the sentinels of span corruption).
     """
 
-    def __init__(self, shards: Shards, chunk_tokens: int, seed: int, form: Form, extra_tokens: int) -> None:
-        if chunk_tokens < 8:
+    def __init__(self, shards: Shards, chunk_tokens: int, seed: int, form: Form, extra_tokens: int | Extra) -> None:
+        if chunk_tokens < SHORTEST:
+            least = extra_tokens if isinstance(extra_tokens, int) else int(extra_tokens(np.array([SHORTEST]))[0])
             raise UsageError(
                 say(f"text cannot be cut into chunks of {chunk_tokens} tokens",
                     f"无法把文本切成 {chunk_tokens} 个词元的片段"),
                 where="max_tokens",
-                mend=say(f"allow at least {8 + extra_tokens}, of which {extra_tokens} are control tokens",
-                         f"至少设为 {8 + extra_tokens}，其中 {extra_tokens} 个是控制词元"),
+                mend=say(f"allow at least {SHORTEST + least}, of which {least} are control tokens",
+                         f"至少设为 {SHORTEST + least}，其中 {least} 个是控制词元"),
             )
         self._shards, self._form = shards, form
         self._seed, self._chunk, self._extra = seed, chunk_tokens, extra_tokens
@@ -125,7 +130,7 @@ class Chunks:
         between = first[long + 1] - first[long] - 2
         lengths[first[long]] = head
         lengths[first[long + 1] - 1] = doc_lengths[long] - head - between * self._chunk
-        return lengths + self._extra
+        return lengths + (self._extra if isinstance(self._extra, int) else self._extra(lengths))
 
     def sequences(self, index: int, epoch: int) -> list[Sequence]:
         document = int(np.searchsorted(self._first_example, index, side="right")) - 1

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 TEXT = "text"  # the role of a row that is a single sequence
+SOURCE, TARGET = "source", "target"  # what an encoder reads, and what a decoder reads and is to say
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class Sequence:
 
     row: int
     tokens: Mapping[str, np.ndarray]
-    values: Mapping[str, int | float] = field(default_factory=dict)
+    values: Mapping[str, int | float | np.ndarray] = field(default_factory=dict)
     role: str = TEXT
 
     def __len__(self) -> int:
@@ -36,7 +37,8 @@ class Sequence:
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """All sequences of one role in a batch, end to end: tokens[name] is [M] or [M, …], values[name] is [B]."""
+    """All sequences of one role in a batch, end to end: tokens[name] is [M] or [M, …], values[name] is [B] or [B, …].
+    """
 
     tokens: Mapping[str, Tensor]
     values: Mapping[str, Tensor]
@@ -59,6 +61,11 @@ class Batch:
         return self.roles[TEXT]
 
     @property
+    def first(self) -> Flat:
+        """The role that stands first in every example, so that it has one sequence for each (see `examples_of`)."""
+        return next(iter(self.roles.values()))
+
+    @property
     def num_tokens(self) -> int:
         return sum(sum(flat.lengths) for flat in self.roles.values())
 
@@ -71,6 +78,19 @@ class Batch:
             values = {name: value.to(device, non_blocking=True) for name, value in flat.values.items()}
             moved[role] = Flat(tokens, values, flat.lengths, flat.rows)
         return Batch(moved)
+
+
+def examples_of(sequences: Iterable[Sequence]) -> list[list[Sequence]]:
+    """A row's sequences as examples, each of which a model sees whole: one begins wherever the first role comes again.
+
+    The windows of a long text are an example each; a source and its target are one together.
+    """
+    examples: list[list[Sequence]] = []
+    for sequence in sequences:
+        if not examples or sequence.role == examples[0][0].role:
+            examples.append([])
+        examples[-1].append(sequence)
+    return examples
 
 
 def collate(sequences: Iterable[Sequence]) -> Batch:

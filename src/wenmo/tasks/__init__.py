@@ -8,40 +8,56 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from wenmo.config import parse
-from wenmo.errors import ModelError, say
+from wenmo.errors import ModelError, UsageError, say
 from wenmo.tasks.classification import Classification, ClassificationSettings
 from wenmo.tasks.language_modeling import CausalLMSettings, LanguageModeling, MaskedLMSettings
+from wenmo.tasks.span_corruption import SpanCorruption, SpanCorruptionSettings
 from wenmo.tasks.task import Built, Encoded, Lengths, Measured, Task
+from wenmo.tasks.text_task import TextSettings, TextTask
 from wenmo.text.tokenizer import Tokenizer
 
 TaskSettings = Annotated[
-    ClassificationSettings | CausalLMSettings | MaskedLMSettings, Field(discriminator="type")]
+    ClassificationSettings | CausalLMSettings | MaskedLMSettings | SpanCorruptionSettings, Field(discriminator="type")]
 
-# task.type in a recipe → its settings and its class
+# task.type in a recipe → its settings and its class. Who has a task of their own hands in a table of the same form.
+CustomTasks = Mapping[str, tuple[Any, Any]]
 TASKS: dict[str, tuple[Any, Any]] = {
     "classification": (ClassificationSettings, Classification),
     "causal_lm": (CausalLMSettings, LanguageModeling),
     "masked_lm": (MaskedLMSettings, LanguageModeling),
+    "span_corruption": (SpanCorruptionSettings, SpanCorruption),
 }
 
 
-def create_task(settings: Any, tokenizer: Tokenizer, lengths: Lengths) -> Task:
+def known_tasks(custom: CustomTasks | None) -> CustomTasks:
+    """The table with the tasks that were handed in. UsageError for one that takes the name of another."""
+    custom = custom or {}
+    for kind in set(custom) & set(TASKS):
+        raise UsageError(say(f"`{kind}` is a task of Wenmo's own", f"`{kind}` 是文模自带的任务"), where="tasks=",
+                         mend=say("give yours another `type`", "请给你的任务换一个 `type`"))
+    return {**TASKS, **custom}
+
+
+def create_task(settings: Any, tokenizer: Tokenizer, lengths: Lengths, custom: CustomTasks | None = None) -> Task:
     """The task that a recipe names; `fitted` completes it from the training rows."""
-    task: Task = TASKS[settings.type][1](settings, tokenizer, lengths)
+    task: Task = known_tasks(custom)[settings.type][1](settings, tokenizer, lengths)
     return task
 
 
-def task_from_card(card: Mapping[str, Any], tokenizer: Tokenizer, where: str) -> Task:
+def task_from_card(card: Mapping[str, Any], tokenizer: Tokenizer, where: str,
+                   custom: CustomTasks | None = None) -> Task:
     """The task that a ModelDir carries, as it was trained."""
-    kind = card.get("type")
-    if kind not in TASKS:
-        raise ModelError(say(f"unknown task `{kind}`", f"未知任务 `{kind}`"), where=where,
-                         mend=say("update wenmo, or check wenmo.json", "请升级 wenmo，或检查 wenmo.json"))
-    settings_class, task_class = TASKS[kind]
+    kind, known_kinds = str(card.get("type")), known_tasks(custom)
+    if kind not in known_kinds:
+        raise ModelError(
+            say(f"unknown task `{kind}`", f"未知任务 `{kind}`"), where=where,
+            mend=say("if it is a task of your own, hand it in, in Python: ", "若是你自己的任务，请在 Python 中交入：")
+            + f"wenmo.load(…, tasks={{{kind!r}: (Settings, Task)}})" + say("; or update wenmo", "；否则请升级 wenmo"))
+    settings_class, task_class = known_kinds[kind]
     known = {key: value for key, value in card.items() if key != "lengths"}
     task: Task = task_class(parse(settings_class, known, where), tokenizer, parse(Lengths, card["lengths"], where))
     return task
 
 
-__all__ = ["TASKS", "Built", "Encoded", "Lengths", "Measured", "Task", "TaskSettings", "create_task",
-           "task_from_card"]
+__all__ = ["TASKS", "Built", "CustomTasks", "Encoded", "Lengths", "Measured", "Task", "TaskSettings", "TextSettings",
+           "TextTask", "create_task", "known_tasks", "task_from_card"]

@@ -10,22 +10,20 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BeforeValidator, Field, field_validator
 
-from wenmo.config import Fraction, Settings
-from wenmo.data.examples import Rows
-from wenmo.data.sequence import Batch, Sequence
+from wenmo.config import Fraction
+from wenmo.data.sequence import Batch
 from wenmo.errors import DataError, RecipeError, say
 from wenmo.metrics import classification_report
 from wenmo.models import LanguageModel
-from wenmo.objectives import Objective, classification, hidden_of
-from wenmo.tasks.task import Built, Encoded, Lengths, Measured
-from wenmo.text.tokenizer import Tokenizer
+from wenmo.objectives import Objective, class_scores, classification
+from wenmo.tasks.task import Measured
+from wenmo.tasks.text_task import TextSettings, TextTask
 
 
 def _label(value: Any) -> Any:
@@ -37,13 +35,12 @@ Label = Annotated[str, BeforeValidator(_label)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class ClassificationSettings(Settings):
+class ClassificationSettings(TextSettings):
     """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
     class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label."""
 
     type: Literal["classification"] = "classification"
     labels: tuple[Label, ...] | None = Field(None, min_length=2)
-    pair: bool = False
     class_weights: Literal["balanced"] | dict[Label, Weight] | None = None
     label_smoothing: Fraction = 0.0
 
@@ -55,27 +52,10 @@ class ClassificationSettings(Settings):
             raise ValueError(say(f"{', '.join(twice)} stands twice", f"{'、'.join(twice)} 出现了两次"))
         return labels
 
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("text_a", "text_b") if self.pair else ("text",)
-
-    @property
-    def target_columns(self) -> tuple[str, ...]:
-        return ("label",)
-
-    @property
-    def head_kinds(self) -> frozenset[str]:
-        return frozenset({"classification"})
-
 
 @dataclass(frozen=True)
-class Classification:
-    settings: ClassificationSettings
-    tokenizer: Tokenizer
-    lengths: Lengths
+class Classification(TextTask[ClassificationSettings]):
     weights: tuple[float, ...] | None = None  # of the classes, once fitted
-
-    name = "classification"
 
     @cached_property
     def labels(self) -> dict[str, int]:
@@ -129,40 +109,8 @@ class Classification:
                 + ", ".join(self.labels))
         return tuple(given[label] for label in self.labels)
 
-    @cached_property
-    def _room(self) -> int:
-        """Tokens of the text or the two texts. RecipeError where there is none."""
-        least = self.tokenizer.num_wrapping(self.settings.pair) + len(self.settings.columns)
-        if self.lengths.max_tokens < least:
-            raise RecipeError(
-                say(f"{self.lengths.max_tokens} tokens leave no room for a text",
-                    f"{self.lengths.max_tokens} 个词元容不下文本"),
-                where="data.max_tokens", mend=say(f"at least {least}", f"至少 {least}"))
-        return self.lengths.max_tokens - least + len(self.settings.columns)
-
-    def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
-        texts = [str(row[column]) for column in self.settings.columns]
-        parts = [self.tokenizer.encode(text) for text in texts]
-        room = self._room
-        total = sum(map(len, parts))
-        if len(parts) == 1:
-            parts = [self.lengths.fit(parts[0], room, texts[0])]
-        elif total > room:
-            # The longer text gives way first, until both are alike (as BERT's own pair truncation).
-            shorter = min(map(len, parts))
-            share = max(room - shorter, room // 2)
-            parts = [self.lengths.fit(part, share if len(part) > room - share else len(part), text)
-                     for part, text in zip(parts, texts, strict=True)]
-            parts[1] = parts[1][: room - len(parts[0])]
-        ids, segments = self.tokenizer.wrap(*parts)
-        if not ids:
-            raise DataError(say("a text without a single token", "文本没有任何词元"), 
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"), mend=say("remove it", "请删除该行"))
-        tokens = {"ids": np.asarray(ids)}
-        if self.settings.pair and any(segments):
-            tokens["segments"] = np.asarray(segments)
-        values = {"label": self._number(str(row["label"]))} if with_targets else {}
-        return Encoded([Sequence(number, tokens, values)], total - sum(map(len, parts)))
+    def targets(self, row: Mapping[str, Any]) -> Mapping[str, int]:
+        return {"label": self._number(str(row["label"]))}
 
     def _number(self, label: str) -> int:
         if label not in self.labels:
@@ -172,19 +120,11 @@ class Classification:
                 mend=say("known labels: ", "已知标签：") + ", ".join(self.labels))
         return self.labels[label]
 
-    def build(self, rows: Iterable[Mapping[str, Any]], folder: Path, seed: int, source_hash: str) -> Built:
-        encoded = [self.encode(number, row, with_targets=True) for number, row in enumerate(rows)]
-        examples = Rows([row.sequences for row in encoded])
-        return Built(examples, len(encoded), int(examples.lengths(0).sum()),
-                     sum(row.cut_tokens > 0 for row in encoded), sum(row.cut_tokens for row in encoded))
-
     def objective(self) -> Objective:
         return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing)
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
-        flat = batch.text
-        scores_BC = model.classify(hidden_of(model, flat), flat.lengths).float()
-        return list(torch.softmax(scores_BC, dim=-1).cpu().numpy())
+        return list(torch.softmax(class_scores(model, batch.text), dim=-1).cpu().numpy())
 
     def decode(self, outputs: list[Any]) -> dict[str, Any]:
         [probabilities_C] = outputs
@@ -198,5 +138,4 @@ class Classification:
         return Measured(len(rows), result["metrics"], result["details"])
 
     def card(self) -> dict[str, Any]:
-        settings = self.settings.model_dump(mode="json")
-        return {**settings, "labels": list(self.labels), "lengths": self.lengths.model_dump(mode="json")}
+        return {**super().card(), "labels": list(self.labels)}

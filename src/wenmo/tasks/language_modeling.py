@@ -6,7 +6,6 @@ A row is a document, `text`. Causal: every token from those before it. Masked: 1
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,41 +13,24 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
-from wenmo.config import Fraction, Settings
-from wenmo.data import shards as token_shards
+from wenmo.config import Fraction
 from wenmo.data.corruption import IGNORED, mask_tokens, next_sentence, piece_of_another
 from wenmo.data.examples import Chunks
 from wenmo.data.sequence import Batch, Sequence
 from wenmo.data.shards import Shards
 from wenmo.device import numpy_rng
 from wenmo.errors import RecipeError, say
-from wenmo.files import sha256
-from wenmo.metrics import bits_per_byte, bits_per_character, bootstrap, perplexity
-from wenmo.models import LanguageModel, logits
+from wenmo.models import LanguageModel
 from wenmo.objectives import Objective, hidden_of, language_modeling
+from wenmo.tasks.documents import Arrays, DocumentSettings, open_shards
+from wenmo.tasks.likelihood import answer, likelihoods, measured
 from wenmo.tasks.task import Built, Encoded, Lengths, Measured
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.words import word_starts
 
-Arrays = dict[str, np.ndarray]
 
-
-class _Documents(Settings):
-    """A row is a document; nothing but its text is needed."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("text",)
-
-    @property
-    def target_columns(self) -> tuple[str, ...]:
-        return ()
-
-
-class CausalLMSettings(_Documents):
+class CausalLMSettings(DocumentSettings):
     type: Literal["causal_lm"] = "causal_lm"
     label_smoothing: Fraction = 0.0
 
@@ -57,7 +39,7 @@ class CausalLMSettings(_Documents):
         return frozenset({"causal_lm"})
 
 
-class MaskedLMSettings(_Documents):
+class MaskedLMSettings(DocumentSettings):
     """probability: share of tokens to be predicted. whole_word: the tokens of a word together (Chinese words by
     rjieba). next_sentence: also learn whether the second part follows the first."""
 
@@ -70,17 +52,6 @@ class MaskedLMSettings(_Documents):
     @property
     def head_kinds(self) -> frozenset[str]:
         return frozenset({"masked_lm", "next_sentence"} if self.next_sentence else {"masked_lm"})
-
-
-@dataclass(frozen=True, slots=True)
-class Likelihood:
-    """Of one sequence's predicted tokens: their summed -log P, number, how many were guessed, and their text's size."""
-
-    nll_nats: float
-    num_tokens: int
-    num_right: int
-    num_characters: int
-    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -113,14 +84,9 @@ class LanguageModeling:
         """Documents → token shards (made once for a corpus and tokenizer) → chunks, corrupted anew each epoch."""
         words = isinstance(self.settings, MaskedLMSettings) and self.settings.whole_word
         pairs = isinstance(self.settings, MaskedLMSettings) and self.settings.next_sentence
-        columns: dict[str, Any] = {"ids": token_shards.id_dtype(self.tokenizer.vocab_size)}
-        columns |= {"starts": "uint8"} if words or pairs else {}
-        target = folder / sha256(source_hash, self.tokenizer.sha256, " ".join(columns))[:16]
-        if target.exists():
-            shards = Shards.open(target)
-        else:
-            meta = {"source_sha256": source_hash, "tokenizer_sha256": self.tokenizer.sha256}
-            shards = token_shards.write(target, self._documents(rows, "starts" in columns), columns=columns, meta=meta)
+        with_starts = words or pairs
+        shards = open_shards(lambda: self._documents(rows, with_starts), folder, self.tokenizer, source_hash,
+                             ("starts",) if with_starts else ())
         extra = 0 if self.settings.type == "causal_lm" else self.tokenizer.num_wrapping(pairs)
         form = partial(self._form, shards, seed)
         examples = Chunks(shards, self.lengths.max_tokens - extra, seed, form, extra)
@@ -210,57 +176,18 @@ class LanguageModeling:
                 np.asarray(wrapped), rng=numpy_rng("evaluate", number, start), mask_id=self._mask_id,
                 vocab_size=self.tokenizer.vocab_size, control_ids=self._control_ids,
                 probability=self.settings.probability)
-            sequences.append(Sequence(number, {"ids": corrupted, "targets": targets},
-                                      {"num_characters": 0, "num_bytes": 0}))
+            sequences.append(Sequence(number, {"ids": corrupted, "targets": targets}))
         return Encoded(sequences)
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
-        flat = batch.text
-        hidden_MD = hidden_of(model, flat)
-        targets_M = flat.tokens["targets"]
-        learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
-        nll_M = torch.zeros(len(targets_M))
-        right_M = torch.zeros(len(targets_M))
-        for part_X in torch.split(learnt_X, 1024):
-            scores_XV = logits(model, hidden_MD[part_X])
-            nll_M[part_X.cpu()] = F.cross_entropy(scores_XV, targets_M[part_X], reduction="none").cpu()
-            right_M[part_X.cpu()] = (scores_XV.argmax(1) == targets_M[part_X]).float().cpu()
-        counted_M = (targets_M != IGNORED).cpu()
-        results = []
-        parts = [torch.split(each_M, list(flat.lengths)) for each_M in (nll_M, right_M, counted_M)]
-        for i, (nll, right, counted) in enumerate(zip(*parts, strict=True)):
-            size = (int(flat.values["num_characters"][i]), int(flat.values["num_bytes"][i]))
-            results.append(Likelihood(float(nll.double().sum()), int(counted.sum()), int(right.sum()), *size))
-        return results
+        return likelihoods(model, hidden_of(model, batch.text), batch.text)
 
     def decode(self, outputs: list[Any]) -> dict[str, Any]:
-        nll, tokens = sum(output.nll_nats for output in outputs), sum(output.num_tokens for output in outputs)
-        mean = nll / tokens if tokens else math.inf
-        return {"log_likelihood": -nll, "tokens": tokens, "perplexity": math.exp(mean) if mean < 700 else None}
+        return answer(outputs)
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
-        """Perplexity per predicted token; for causal models also bits per byte and per character of their text.
-
-        The interval resamples documents, or windows where one long document is all there is.
-        """
-        groups = outputs if len(outputs) >= 20 else [[window] for windows in outputs for window in windows]
-        groups = [group for group in groups if sum(o.num_tokens for o in group)]
-
-        def sums(name: str) -> np.ndarray:
-            return np.asarray([sum(getattr(output, name) for output in group) for group in groups], float)
-
-        nll, tokens = sums("nll_nats"), sums("num_tokens")
-        metrics = {"perplexity": perplexity(nll, tokens, seed)}
-        if isinstance(self.settings, CausalLMSettings):
-            metrics["bits_per_character"] = bits_per_character(nll, sums("num_characters"), seed)
-            metrics["bits_per_byte"] = bits_per_byte(nll, sums("num_bytes"), seed)
-        else:
-            right = sums("num_right")
-            metrics["masked_accuracy"] = bootstrap(
-                lambda rows: right[rows].sum(1) / tokens[rows].sum(1), len(groups), seed)
-        details = {"tokens": int(tokens.sum()), "windows": sum(map(len, outputs)),
-                   "characters": int(sums("num_characters").sum()), "bytes": int(sums("num_bytes").sum())}
-        return Measured(len(rows), metrics, details)
+        """Perplexity; for causal models bits per byte and character too, for masked ones the share guessed."""
+        return measured(outputs, seed, accuracy=None if self.settings.type == "causal_lm" else "masked_accuracy")
 
     def card(self) -> dict[str, Any]:
         return {**self.settings.model_dump(mode="json"), "lengths": self.lengths.model_dump(mode="json")}

@@ -131,7 +131,8 @@ class Task(Protocol):
     def objective(self) -> Objective: ...
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
-        """One output for each sequence of the batch, in its order. The model is in eval mode."""
+        """One output for each example of the batch (each sequence of its first role), in order. The model is in eval
+        mode."""
         ...
 
     def decode(self, outputs: list[Any]) -> dict[str, Any]:
