@@ -51,7 +51,7 @@ def _measured(model: LanguageModel, task: Task, objective: Objective, batches: I
                 sums[term.name] = sums.get(term.name, 0.0) + float(term.sum)
                 weights[term.name] = term.weight
             if task.settings.target_columns:
-                for row, output in zip(batch.text.rows, task.outputs(model, batch), strict=True):
+                for row, output in zip(batch.first.rows, task.outputs(model, batch), strict=True):
                     outputs.setdefault(row, []).append(output)
     means = {name: sums[name] / counts[name] for name in sums if counts[name]}
     result = {"loss": sum(weights[name] * mean for name, mean in means.items())}

@@ -1,0 +1,67 @@
+"""The linear baselines beside our own models: they learn, they are tuned on training rows alone, they are reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+import small_data
+from command import Command, wenmo
+from wenmo.evaluation.baseline import STRENGTHS, linear_baseline, tuned_svm
+
+__all__ = ["wenmo"]  # the fixture
+
+
+def test_both_learn_what_words_say() -> None:
+    rows = small_data.reviews(400)
+    train, test = rows[:300], rows[300:]
+    wanted = [label for _, label in test]
+    labels, chosen = tuned_svm(train, [text for text, _ in test], seed=0)
+    assert labels == wanted == linear_baseline(train, [text for text, _ in test])
+    assert chosen["C"] in STRENGTHS
+    assert chosen["held_out_rows"] == 30
+    assert (labels, chosen) == tuned_svm(train, [text for text, _ in test], seed=0)
+
+
+def test_evaluate_reports_it_on_the_same_rows(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = small_data.reviews(300)
+    small_data.write_csv(tmp_path / "reviews-train.csv", ("review", "label"), rows[:240])
+    small_data.write_csv(tmp_path / "test.csv", ("review", "label"), rows[240:])
+    recipe = yaml.safe_dump(small_data.recipe("classification", steps=4))
+    (tmp_path / "recipe.yaml").write_text(recipe, encoding="utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    result = wenmo("evaluate", "run", "test.csv", "--baseline", "reviews-train.csv", "--json")
+    report = json.loads(result.out)
+    metrics = report["metrics"]
+    assert metrics["baseline_accuracy"]["value"] == 1.0
+    assert metrics["difference"]["value"] == pytest.approx(metrics["accuracy"]["value"] - 1.0, abs=1e-6)
+    assert report["details"]["baseline"]["C"] in STRENGTHS
+    assert "worse than TF-IDF + linear SVM" in result.err
+
+
+def test_a_language_model_stands_beside_counts(tmp_path: Path, wenmo: Command,
+                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_data.write(tmp_path))
+    (tmp_path / "test.txt").write_text("\n".join(small_data.news(240)[200:]), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_data.recipe("causal_lm", steps=1)), encoding="utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    result = wenmo("evaluate", "run", "test.txt", "--baseline", "people.txt", "--json")
+    metrics = json.loads(result.out)["metrics"]
+    assert 0 < metrics["baseline_bits_per_character"]["value"] < 3 < metrics["bits_per_character"]["value"]
+    assert metrics["difference"]["value"] == pytest.approx(
+        metrics["bits_per_character"]["value"] - metrics["baseline_bits_per_character"]["value"], abs=0.05)
+    assert metrics["difference"]["low"] > 0
+    assert "worse than Kneser–Ney" in result.err
+
+
+def test_only_where_there_is_one(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small_data.write(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_data.recipe("masked_lm", steps=1)), encoding="utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    result = wenmo("evaluate", "run", "people.txt", "--baseline", "people.txt")
+    assert result.code == 2
+    assert "no simple baseline" in result.message[0]
