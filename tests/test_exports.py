@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 import time
@@ -10,9 +11,11 @@ import wenmo
 
 
 def test_exported_members() -> None:
-    assert sorted(wenmo.__all__) == ["__version__", "load", "train"]
+    assert sorted(wenmo.__all__) == ["__version__", "evaluate", "load", "train"]
     for name in wenmo.__all__:
         assert getattr(wenmo, name) is not None
+    importlib.import_module("wenmo.evaluation")  # no room has the name of a function: it would take its place
+    assert all(callable(getattr(wenmo, name)) for name in ("evaluate", "load", "train"))
 
 
 def test_import_wenmo_loads_nothing_heavy() -> None:
@@ -32,5 +35,5 @@ def test_the_verbs() -> None:
     began = time.perf_counter()
     out = subprocess.check_output([sys.executable, "-m", "wenmo", "--help"], text=True)
     assert time.perf_counter() - began < 30  # the figure (0.3 s) is measured in bench/, not here
-    for verb in ("demo", "train", "evaluate", "predict", "generate", "show", "tokenizer"):
+    for verb in ("demo", "train", "evaluate", "predict", "generate", "chat", "show", "tokenizer"):
         assert verb in out

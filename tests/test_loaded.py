@@ -272,6 +272,26 @@ def test_generating_begins_as_documents_do(load: Any) -> None:
     assert pieces[-1].completion == one
 
 
+def test_an_encoder_decoder_answers_a_source(load: Any, folders: dict[str, Any]) -> None:
+    """Its prompt is a source, ended as its tokenizer ends texts; what the folder forbids does not come."""
+    model = load("t5")
+    ids = model.prompt_ids("春天")
+    assert ids == model.tokenizer.wrap(model.tokenizer.encode("春天"))[0]
+    [[done]] = model.generate(["春天"], max_new_tokens=6)
+    with torch.no_grad():
+        out = folders["t5"][1].generate(torch.tensor([ids]), max_new_tokens=6, do_sample=False, eos_token_id=None,
+                                        use_cache=False)
+    assert list(done.ids) == out[0, 1 : 1 + len(done.ids)].tolist()
+    assert list(model.stream(ids, max_new_tokens=6))[-1].completion == done
+    [[best, _]] = model.complete([ids], max_new_tokens=6, num_beams=3, num_sequences=2)
+    assert best.score is not None
+    model.opened.generation["bad_words_ids"] = [[done.ids[0]], [1, 2]]
+    model.opened.generation["suppress_tokens"] = [done.ids[-1]]
+    assert model.banned() == {done.ids[0], done.ids[-1]}
+    [[other]] = model.generate(["春天"], max_new_tokens=6)
+    assert not model.banned() & set(other.ids)
+
+
 def test_only_what_stands_before_a_text_begins_a_prompt(folders: dict[str, Any], tmp_path: Path) -> None:
     """Llama tokenizers that add an end of text too must not end the text before it has begun."""
     folder, _ = folders["llama"]

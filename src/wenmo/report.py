@@ -16,6 +16,7 @@ from rich.text import Text
 
 from wenmo.errors import say
 from wenmo.metrics import Estimate, within_noise
+from wenmo.notebook import fragment, note, table
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,21 @@ class Report:
         return table
 
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the table of the terminal."""
+        rows = []
+        for name, estimate in self.metrics.items():
+            value, low, high = estimate.texts()
+            rows.append((metric_name(name) + (" ↓" if name in LOWER_IS_BETTER else ""), value, f"[{low}, {high}]",
+                         f"{self.n:,}"))
+        for row in self.details.get("per_class", ()):
+            value, low, high = row["f1"].texts()
+            rows.append((f"F1 · {row['label']}", value, f"[{low}, {high}]", f"{row['support']:,}"))
+        header = (say("metric", "指标"), say("value", "数值"), say("95% interval", "95% 区间"), say("rows", "行数"))
+        return fragment(table(f"{self.model} · {self.task} · {self.data}", header, rows),
+                        note(say(f"{self.n:,} rows, seed {self.seed}", f"{self.n:,} 行，种子 {self.seed}")))
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return value.as_dict()
@@ -78,16 +94,21 @@ def _plain(value: Any) -> Any:
 
 # Said aloud -------------------------------------------------------------------------------------------
 
-LOWER_IS_BETTER = frozenset({"ece", "loss", "perplexity", "bits_per_byte", "bits_per_character"})
+LOWER_IS_BETTER = frozenset({"ece", "loss", "mae", "perplexity", "bits_per_byte", "bits_per_character",
+                             "baseline_bits_per_character"})
 
 
 def metric_name(name: str) -> str:
     """What people call a metric; a name that is not known here is its own."""
     return {
         "accuracy": say("accuracy", "准确率"),
+        "baseline_accuracy": say("accuracy of the baseline", "基线的准确率"),
+        "baseline_bits_per_character": say("bits per character of the baseline", "基线的每字符比特数"),
+        "difference": say("difference", "差值"),
         "masked_accuracy": say("masked accuracy", "遮盖词准确率"),
         "macro_f1": say("macro F1", "宏平均 F1"),
         "ece": say("calibration error", "校准误差"),
+        "mae": say("mean absolute error", "平均绝对误差"),
         "loss": say("loss", "损失"),
         "perplexity": say("perplexity", "困惑度"),
         "bits_per_byte": say("bits per byte", "每字节比特数"),

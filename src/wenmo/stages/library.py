@@ -1,26 +1,69 @@
-"""The two functions of `import wenmo`: open a model, carry out a recipe."""
+"""The functions of `import wenmo`: open a model, measure it, carry out a recipe."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wenmo.config import apply_overrides
-from wenmo.loaded import load
-from wenmo.recipe import parse_recipe, read_recipe
+from wenmo.config import apply_overrides, read_yaml
+from wenmo.errors import DataError, say
+from wenmo.evaluation import evaluate as measure
+from wenmo.loaded import Loaded, load
+from wenmo.models import CustomHeads
+from wenmo.recipe import parse_recipe
+from wenmo.report import Report
+from wenmo.stages.folds import carry_out
+from wenmo.stages.prepare import rows_of, values_of
 from wenmo.stages.train import Trained
-from wenmo.stages.train import train as carry_out
+from wenmo.tasks import CustomTasks
 
-__all__ = ["load", "train"]
+__all__ = ["evaluate", "load", "train"]
 
 
-def train(recipe: str | Path | Mapping[str, Any], *overrides: str, out: str | Path,
-          data_root: str | Path = ".") -> Trained:
+def train(recipe: str | Path | Mapping[str, Any], *overrides: str, out: str | Path, data_root: str | Path = ".",
+          tasks: CustomTasks | None = None, heads: CustomHeads | None = None) -> Trained:
     """Carries out a recipe (a YAML file, or a mapping of the same shape) with `a.b=c` laid over it; resumes a run.
 
-    Raises RecipeError with every fault in the recipe, and the other errors of `wenmo.errors`.
+    `tasks` ({type: (settings, task)}) and `heads` ({kind: (width, outputs) → nn.Module}) are your own, beside those
+    that Wenmo has; see docs/extend.md. Raises RecipeError with every fault in the recipe, and the other errors of
+    `wenmo.errors`.
     """
-    parsed = (read_recipe(Path(recipe), overrides) if isinstance(recipe, (str, Path))
-              else parse_recipe(apply_overrides(recipe, overrides), "recipe"))
-    return carry_out(parsed, Path(out), data_root=Path(data_root))
+    given = read_yaml(Path(recipe)) if isinstance(recipe, (str, Path)) else recipe
+    where = str(recipe) if isinstance(recipe, (str, Path)) else "recipe"
+    parsed = parse_recipe(apply_overrides(given, overrides), where, tasks, heads)
+    return carry_out(parsed, Path(out), data_root=Path(data_root), tasks=tasks, heads=heads)
+
+
+def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str, Any]], *, task: str | None = None,
+             columns: Mapping[str, str | int] | None = None, seed: int = 0) -> Report:
+    """The metrics of a model with 95% intervals on a file, or on rows that are at hand.
+
+    `columns`: standard name → the file's own. Raises DataError for a missing column or a label never seen in training.
+    """
+    loaded = model if isinstance(model, Loaded) else load(str(model))
+    settings = loaded.task(task).settings
+    wanted = (*settings.columns, *settings.target_columns)
+    if isinstance(data, (str, Path)):
+        given = {"columns": dict(columns)} if columns else {}
+        trained_on = loaded.opened.card.get("source", {})
+        rows, name = values_of(rows_of(str(data), wanted, given=given, trained_on=trained_on).rows), str(data)
+    else:
+        mapped = {name: (columns or {}).get(name, name) for name in wanted}
+        rows = [_row(number, row, mapped) for number, row in enumerate(data, 1)]
+        name = say("rows at hand", "给定的数据")
+    if not rows:
+        raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=name,
+                        mend=say("check the file and its columns", "请检查文件及其列"))
+    report, _ = measure(loaded, rows, name, task=task, seed=seed)
+    return report
+
+
+def _row(number: int, row: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    for column in columns.values():
+        if row.get(column) in (None, ""):
+            raise DataError(say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
+                            where=say(f"row {number}", f"第 {number} 行"),
+                            mend=say(f"rows need: {', '.join(columns)}; `columns` maps other names",
+                                     f"数据需要：{', '.join(columns)}；其他列名用 `columns` 对应"))
+    return {name: row[column] for name, column in columns.items()}

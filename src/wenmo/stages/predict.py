@@ -1,4 +1,7 @@
-"""`wenmo predict`: rows from a file or stdin → one answer a row, in order."""
+"""`wenmo predict`: rows from a file or stdin → one answer a row, in order, a few hundred rows at a time.
+
+A row that cannot be read or answered costs itself: `{"error": …}` stands in its place.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, BinaryIO
 
 from wenmo.device import DType
 from wenmo.errors import DataError, say
 from wenmo.loaded import load
-from wenmo.stages.prepare import rows_of, values_of
+from wenmo.stages.prepare import open_given
+from wenmo.text.counts import Counts
+from wenmo.text.intake import Row, Source, read_all
 
 _log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 512  # answered together, sorted by length; stdin from a person is answered line by line
@@ -20,24 +25,55 @@ ROWS_AT_ONCE = 512  # answered together, sorted by length; stdin from a person i
 
 def predict(model: str, file: str, *, task: str | None = None, source: Mapping[str, Any] | None = None,
             threads: int | None = None, dtype: DType = "fp32") -> Iterator[dict[str, Any]]:
-    """The task's answers. On stdin a line is a text, or a JSON object with the task's columns."""
+    """The task's answers. On stdin a line is a text, or a JSON object with the task's columns.
+
+    Raises DataError, after the last answer, where not one row could be answered.
+    """
     loaded = load(model, threads=threads, dtype=dtype)
-    chosen = loaded.task(task)
+    columns = loaded.task(task).settings.columns
     if file == "-":
-        lines = enumerate(sys.stdin.buffer, 1)
-        rows: Iterable[Mapping[str, Any]] = (
-            _row(line, number, chosen.settings.columns) for number, line in lines if line.strip())
-        at_once = 1 if sys.stdin.isatty() else ROWS_AT_ONCE
+        rows, at_once = _lines(sys.stdin.buffer, columns), 1 if sys.stdin.isatty() else ROWS_AT_ONCE
     else:
-        found = rows_of(file, chosen.settings.columns, given=source or {},
-                        trained_on=_without_targets(loaded.opened.card.get("source", {}), chosen.settings.columns))
-        if found.counts.quarantined:
-            _log.warning(say(f"{found.counts.quarantined:,} rows could not be read and have no answer",
-                             f"{found.counts.quarantined:,} 行无法读取，没有答案"))
-        rows, at_once = values_of(found.rows), ROWS_AT_ONCE
+        trained_on = _without_targets(loaded.opened.card.get("source", {}), columns)
+        rows, at_once = _rows(open_given(file, columns, source or {}, trained_on)), ROWS_AT_ONCE
+    num_rows, faults = 0, []
     waiting = iter(rows)
     while some := list(islice(waiting, at_once)):
-        yield from loaded.predict(some, task)
+        for answer in loaded.answers(some, task, num_rows):
+            num_rows += 1
+            if isinstance(answer, DataError):
+                faults.append(answer)
+                yield {"error": f"{answer.what} ({answer.where})" if answer.where else answer.what}
+            else:
+                yield answer
+    if faults and len(faults) == num_rows:
+        raise DataError(say(f"not one of {num_rows:,} rows could be answered", f"{num_rows:,} 行中没有一行可答"),
+                        where=f"{faults[0].where}: {faults[0].what}", mend=faults[0].mend)
+    if faults:
+        _log.warning(say(f"{len(faults):,} of {num_rows:,} rows have an error in place of an answer; the first: ",
+                         f"{num_rows:,} 行中有 {len(faults):,} 行出错，没有答案；第一处：")
+                     + f"{faults[0].where}: {faults[0].what}")
+
+
+def _rows(source: Source) -> Iterator[Mapping[str, Any] | DataError]:
+    """The file's rows in their order, the bad ones as errors."""
+    counts = Counts()
+    for row in read_all(source, counts):
+        if isinstance(row, Row):
+            yield row.values
+        else:
+            yield DataError(row.reason, where=f"{row.file}:{row.number}",
+                            mend=say("correct the row, or check `--columns`", "请改正该行，或检查 `--columns`"))
+    _log.info(counts.line(source.settings.path))
+
+
+def _lines(stream: BinaryIO, columns: tuple[str, ...]) -> Iterable[Mapping[str, Any] | DataError]:
+    for number, line in enumerate(stream, 1):
+        if line.strip():
+            try:
+                yield _row(line, number, columns)
+            except DataError as error:
+                yield error
 
 
 def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any]:
@@ -62,5 +98,6 @@ def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any
 
 def _without_targets(source: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
     """The training data's column names, without the label's: rows to be answered have none."""
-    named = {name: yours for name, yours in source.get("columns", {}).items() if name in columns}
-    return {**source, "columns": named} if source else {}
+    kept = {key: {name: yours for name, yours in source[key].items() if name in columns}
+            for key in ("columns", "before") if key in source}
+    return {**source, **kept}
