@@ -57,7 +57,7 @@ def wenmo_step(shape: Shape) -> tuple[Step, int]:
         batch = collate(Sequence(i, {"ids": row, "targets": np.append(row[1:], -100)}) for i, row in enumerate(rows))
         return objective.terms(model, batch)[0].sum / objective.counts(batch)["tokens"]
 
-    adamw = optimizer.build(model, optimizer.OptimizerSettings())
+    adamw = optimizer.build(model, optimizer.AdamW())
     return _stepping(model, adamw, loss_of), sum(p.numel() for p in model.parameters())
 
 

@@ -63,14 +63,19 @@ def write(folder: Path, num_reviews: int = 200, num_news: int = 200) -> Path:
 
 
 def recipe(task: str, **train: Any) -> dict[str, Any]:
-    """A small model from nothing on the files of `write`: `causal_lm`, `masked_lm` or `classification`."""
+    """A small model from nothing on the files of `write`, for a task by its name."""
     size = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
             "max_position_embeddings": 64}
-    causal = task == "causal_lm"
+    kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # model and tokenizer
+        "causal_lm": ({"type": "llama", **size}, {"type": "bpe", "vocab_size": 400}),
+        "span_corruption": ({"type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+                            {"type": "bpe", "vocab_size": 500, "seq2seq": True}),
+    }
+    model, tokenizer = kinds.get(task, ({"type": "bert", **size}, {"type": "wordpiece", "vocab_size": 400}))
     people, rated = {"path": "people.txt"}, {"path": "reviews-train.csv", "columns": {"text": "review"}}
     return {
-        "model": {"type": "llama" if causal else "bert", **size},
-        "tokenizer": {"train": {"type": "bpe" if causal else "wordpiece", "vocab_size": 400}},
+        "model": model,
+        "tokenizer": {"train": tokenizer},
         "data": {"train": [rated] if task == "classification" else [people, rated], "choose": {"carve": 20},
                  "max_tokens": 64},
         "task": {"type": task},

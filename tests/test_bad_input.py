@@ -61,7 +61,8 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
                               "did you mean `hidden_size`?"),
     "a key is missing": (["data.train=[{limit: 3}]"], 2, "the key `data.train.0.path` is missing", "", "correct it"),
     "sizes that do not fit": (["model={type: llama, hidden_size: 30, num_attention_heads: 4}"], 2,
-                              "`model`: hidden_size must be a multiple of num_attention_heads", "", "correct it"),
+                              "`model`: hidden_size (30) must be a multiple of num_attention_heads (4)", "",
+                              "correct it"),
     "unknown architecture": (["model.type=berd"], 2, "`model`: there is no kind `berd`", "", "did you mean `bert`?"),
     "unknown task": (["task.type=translation"], 2, "no kind `translation`", "", "one of: classification, causal_lm"),
     "wrong type": (["train.steps=many"], 2, "`train.steps` (`many`)", ".yaml", "correct it in the recipe"),
@@ -191,10 +192,16 @@ def test_a_wrong_command_line(wenmo: Command, name: str) -> None:
     (b'{"text": oops}', "not valid JSON"), (b'{"txt": "good"}', "no text `text`"),
     (b'{"text": ["a"]}', "no text `text`"), ("很好".encode("gbk"), "not UTF-8")])
 def test_a_wrong_line_on_stdin(wenmo: Command, line: bytes, what: str) -> None:
+    """It costs itself; alone, it is all there is to say."""
     result = wenmo("predict", "classifier", stdin="很好\n\n".encode() + line + b"\n")
-    assert result.code == 1
-    assert what in result.message[0]
-    assert result.message[1] == "where: stdin, line 3"
+    assert result.code == 0
+    answer, error = (json.loads(each) for each in result.out.splitlines())
+    assert "label" in answer
+    assert what in error["error"]
+    assert "stdin, line 3" in error["error"]
+    alone = wenmo("predict", "classifier", stdin=line)
+    assert alone.code == 1
+    assert what in alone.err.splitlines()[1]
 
 
 def test_in_chinese(wenmo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ import small_data
 from command import Command, wenmo
 from small_data import recipe, write_csv
 from wenmo.stages.library import train
+from wenmo.tensors import load_tensors, save_tensors
 
 __all__ = ["wenmo"]  # the fixture
 
@@ -120,6 +122,29 @@ def test_generate_json(wenmo: Command) -> None:
         "新华社" + again["completions"][0]["text"] + "\n")
 
 
+def test_generate_with_beams_and_logprobs(wenmo: Command) -> None:
+    beams = ("generate", "gpt", "-p", "新华社", "--num-beams", 3, "-n", 2, "--max-new-tokens", 4, "--logprobs", 2)
+    found = only_json(wenmo(*beams, "--length-penalty", 0, "--json").out)["completions"]
+    assert found[0]["score"] >= found[1]["score"]
+    for each in found:
+        assert each["score"] == pytest.approx(sum(entry["logprob"] for entry in each["logprobs"]), abs=1e-4)
+        assert all({"token", "id", "logprob", "top"} == set(entry) for entry in each["logprobs"])
+        assert all(len(entry["top"]) == 2 for entry in each["logprobs"])
+    shown = wenmo(*beams).out
+    assert shown.startswith("[0] ")
+    assert "logprob" in shown
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (("--min-p", 0.1), "temperature 0 draws nothing"), (("--length-penalty", 2), "in beam search only"),
+    (("--num-beams", 2, "--temperature", 1), "one of the two"), (("--no-repeat-ngram", 0), "no_repeat_ngram_size")])
+def test_a_sampling_flag_acts_or_is_refused(wenmo: Command, flags: tuple[str, ...], message: str) -> None:
+    result = wenmo("generate", "gpt", "-p", "新华社", *flags)
+    assert result.code == 2
+    assert message in result.err
+    assert len(result.err.strip().splitlines()) == 3
+
+
 @pytest.mark.parametrize(("model", "more"), [
     ("classifier", ()), ("classifier", ("-t", "今天")), ("gpt", ("-t", "今天"))])
 def test_show_json(wenmo: Command, model: str, more: tuple[str, ...]) -> None:
@@ -129,6 +154,17 @@ def test_show_json(wenmo: Command, model: str, more: tuple[str, ...]) -> None:
     assert ("tokens" in found) == bool(more)
     if model == "gpt":
         assert len(found["tokens"][-1]["likely"]) == 5
+
+
+def test_show_holds_a_model_to_its_golden_prompts(wenmo: Command, tmp_path: Path) -> None:
+    assert only_json(wenmo("show", "gpt", "--json").out)["golden"] == {
+        "prompts": 2, "largest_difference": pytest.approx(0, abs=1e-4)}
+    assert "largest_difference" in wenmo("show", "gpt").out
+    shutil.copytree("gpt/model", tmp_path / "changed")
+    weights = load_tensors(tmp_path / "changed" / "model.safetensors")
+    weights["model.norm.weight"] *= 1.1
+    save_tensors(tmp_path / "changed" / "model.safetensors", weights, {"format": "pt"})
+    assert "answers the golden prompts differently" in wenmo("show", tmp_path / "changed").message[0]
 
 
 def test_tokenizer_json(wenmo: Command, tmp_path: Path) -> None:
@@ -176,8 +212,65 @@ def test_predict_keeps_the_order(wenmo: Command, tmp_path: Path) -> None:
 def test_predict_pairs(wenmo: Command) -> None:
     line = json.dumps({"text_a": "好", "text_b": "坏"}).encode()
     assert len(labels(wenmo("predict", "pairs", stdin=line).out)) == 1
-    assert wenmo("predict", "pairs", stdin="好\n".encode()).message == [
-        "the row has no text `text_a`", "where: stdin, line 1", "mend:  this task needs: text_a, text_b"]
+    result = wenmo("predict", "pairs", stdin="好\n".encode())
+    assert json.loads(result.out) == {"error": "the row has no text `text_a` (stdin, line 1)"}
+    assert (result.code, result.err.splitlines()) == (1, [
+        "not one of 1 rows could be answered", "where: stdin, line 1: the row has no text `text_a`",
+        "mend:  this task needs: text_a, text_b"])
+
+
+def test_a_bad_row_costs_itself(wenmo: Command, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error stands in its place, wherever it is found: in the file, in the row, in encoding; across chunks."""
+    monkeypatch.setattr("wenmo.stages.predict.ROWS_AT_ONCE", 4)
+    good = [text for text, _ in small_data.reviews(10)]
+    alone = wenmo("predict", "classifier", stdin="\n".join(good).encode())
+    expected = [json.loads(line) for line in alone.out.splitlines()]
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in good]
+    for place, bad in ((9, '{"text": 7}'), (6, "{oops"), (5, '{"other": 1}'), (0, '{"text": ""}')):
+        lines.insert(place, bad)
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for result in (wenmo("predict", "classifier", tmp_path / "rows.jsonl"),
+                   wenmo("predict", "classifier", "-", stdin="\n".join(lines).encode())):
+        assert result.code == 0
+        answers = [json.loads(line) for line in result.out.splitlines()]
+        wrong = [number for number, answer in enumerate(answers) if set(answer) == {"error"}]
+        assert wrong == [0, 6, 8, 12]
+        assert [answer for answer in answers if "error" not in answer] == expected
+        for number in wrong:
+            assert str(number + 1) in answers[number]["error"]  # where it stands in the file
+    assert caplog.text.count("4 of 14 rows have an error in place of an answer") == 2
+
+
+def test_a_file_is_answered_in_bounded_pieces(wenmo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows are read than the next answers need."""
+    from wenmo.stages import predict
+
+    monkeypatch.setattr(predict, "ROWS_AT_ONCE", 3)
+    rows = small_data.reviews(20)
+    read: list[int] = []
+    whole: Any = vars(predict)["read_all"]
+
+    def counted(source: Any, counts: Any) -> Any:
+        for row in whole(source, counts):
+            read.append(counts.read)
+            yield row
+
+    monkeypatch.setattr(predict, "read_all", counted)
+    write_csv(tmp_path / "rows.csv", ("text",), [(text,) for text, _ in rows])
+    answers = predict.predict("classifier", str(tmp_path / "rows.csv"))
+    next(answers)
+    assert len(read) == 3
+    assert len(list(answers)) == 19
+
+
+def test_a_missing_column_speaks_of_the_command_line(wenmo: Command, tmp_path: Path) -> None:
+    write_csv(tmp_path / "odd.csv", ("inhalt", "n"), [("好", 1), ("坏", 2)])
+    for verb in ("predict", "evaluate"):
+        assert "`--columns text=inhalt`" in wenmo(verb, "classifier", tmp_path / "odd.csv").message[2]
+    wrong = yaml.safe_load(Path("classes.yaml").read_text(encoding="utf-8"))
+    wrong["data"]["train"] = [{"path": str(tmp_path / "odd.csv")}]
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(wrong), encoding="utf-8")
+    assert "`columns: {text: inhalt}`" in wenmo("train", tmp_path / "wrong.yaml", "--out", tmp_path / "run").message[2]
 
 
 def test_predict_nothing(wenmo: Command) -> None:
@@ -187,7 +280,8 @@ def test_predict_nothing(wenmo: Command) -> None:
 
 # Words and signs --------------------------------------------------------------------------------------
 
-VERBS = ["demo", "train", "evaluate", "predict", "generate", "show", "tokenizer train", "tokenizer show"]
+VERBS = ["demo", "train", "find-lr", "evaluate", "split", "predict", "generate", "chat", "show", "tokenizer train",
+         "tokenizer show", "tokenizer compare"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

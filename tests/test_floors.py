@@ -12,13 +12,13 @@ SOURCE = Path(__file__).parent.parent / "src" / "wenmo"
 
 # From the ground up. Rooms on one line may not import each other; a line may import all lines above it.
 FLOORS = [
-    ["errors"], ["config", "files", "metrics"], ["device", "tensors"],
+    ["errors"], ["config", "files", "metrics"], ["device", "tensors", "hub"],
     ["text", "nn"],
     ["data", "models"],
     ["locate"], ["modeldir"], ["generate"], ["golden", "objectives", "scoring"], ["tasks"],
-    ["training", "report", "chart"], ["page"],
+    ["training", "chart"], ["notebook"], ["report"], ["page"],
     ["loaded"],
-    ["evaluate"],
+    ["evaluation"],
     ["recipe"],
     ["stages"],
     ["cli"], ["__main__"],
@@ -27,8 +27,9 @@ LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MAY_IMPORT_LATE = {"cli", "__init__"}
 EXTRAS = {"pyarrow", "huggingface_hub", "rjieba", "opencc", "gguf", "sklearn", "torch.utils.tensorboard"}
 # The room in which each optional library is imported, and no other.
-ROOM_OF_EXTRA = {"pyarrow": "text/formats.py", "huggingface_hub": "locate.py", "rjieba": "text/words.py",
-                 "opencc": "text/normalize.py", "gguf": "models/gguf.py", "sklearn": "evaluate/baseline.py"}
+ROOM_OF_EXTRA = {"pyarrow": "text/formats.py", "huggingface_hub": "hub/huggingface.py", "rjieba": "text/words.py",
+                 "backports": "text/archive.py", "compression": "text/archive.py", "opencc": "text/normalize.py",
+                 "gguf": "models/gguf.py", "sklearn": "evaluation/baseline.py"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

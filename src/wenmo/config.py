@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -181,10 +181,13 @@ def _child(node: Any, part: str, override: str) -> Any:
 # Validation -------------------------------------------------------------------------------------------
 
 
-def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
-    """`data` as settings; every fault at once, each with its path and, for a misspelt key, the likely one."""
+def parse(cls: type[S], data: Mapping[str, Any], where: str, context: Mapping[str, Any] | None = None) -> S:
+    """`data` as settings; every fault at once, each with its path and, for a misspelt key, the likely one.
+
+    `context` is what validators may need to know beside the data.
+    """
     try:
-        return cls.model_validate(data)
+        return cls.model_validate(data, context=context)
     except ValidationError as error:
         faults, mends = [], []
         for fault in error.errors(include_url=False):
@@ -198,10 +201,17 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str) -> S:
                 near = difflib.get_close_matches(tag, known, n=1)
                 mends.append(say(f"did you mean `{near[0]}`?", f"是否想写 `{near[0]}`？") if near else
                              say(f"one of: {', '.join(known)}", f"可选：{', '.join(known)}"))
+            elif fault["type"] == "union_tag_not_found":
+                faults.append(say(f"`{path}` does not say of which kind it is: give its `type`",
+                                  f"`{path}` 没有说明是哪一类：请给出 `type`"))
             elif fault["type"] == "extra_forbidden":
                 faults.append(say(f"unknown key `{path}`", f"未知的键 `{path}`"))
-                near = difflib.get_close_matches(str(fault["loc"][-1]), sorted(_known_keys(cls)), n=1)
-                if near:
+                key = str(fault["loc"][-1])
+                near = difflib.get_close_matches(key, sorted(_known_keys(cls) - {key}), n=1)
+                kinds = _kinds_with(cls, fault["loc"])
+                if kinds:
+                    mends.append(say(f"`{key}` belongs to {', '.join(kinds)}", f"`{key}` 属于 {', '.join(kinds)}"))
+                elif near:
                     mends.append(say(f"did you mean `{near[0]}`?", f"是否想写 `{near[0]}`？"))
             elif fault["type"] == "missing":
                 faults.append(say(f"the key `{path}` is missing", f"缺少键 `{path}`"))
@@ -225,6 +235,21 @@ def _path_in(data: Any, location: Sequence[int | str]) -> str:
             continue
         parts.append(str(part))
     return ".".join(parts)
+
+
+def _kinds_with(cls: type[Settings], location: Sequence[int | str]) -> list[str]:
+    """Where an unknown key stands in one of several kinds of settings (`type: …`): the other kinds that know it."""
+    here: list[type[Settings]] = [cls]
+    for part in location[:-1]:
+        fields = [field for each in here for name, field in each.model_fields.items() if (field.alias or name) == part]
+        if fields:  # else a number in a list, or the name that pydantic gives to a kind
+            here = [inner for field in fields for inner in _types_in(field.annotation)
+                    if isinstance(inner, type) and issubclass(inner, Settings)]
+    knowing = [each for each in here
+               if location[-1] in {field.alias or name for name, field in each.model_fields.items()}]
+    literals = [get_args(field.annotation) for each in knowing for field in each.model_fields.values()
+                if get_origin(field.annotation) is Literal]
+    return sorted({str(values[0]) for values in literals if len(values) == 1 and isinstance(values[0], str)})
 
 
 def _known_keys(cls: type[Settings]) -> set[str]:

@@ -14,7 +14,7 @@ import torch
 
 from wenmo.errors import ModelError, say
 from wenmo.generate import Sampling, generate
-from wenmo.models import LanguageModel, logits
+from wenmo.models import LanguageModel, classify, logits
 from wenmo.text.tokenizer import Tokenizer
 
 PROMPTS = ("春天来了，天气渐渐暖和起来。", "The days are getting longer and warmer.")
@@ -24,13 +24,13 @@ TOLERANCE = 1e-3  # log-probabilities in fp32 across machines; a lossy hop (quan
 
 
 def record(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[str] = PROMPTS) -> list[dict[str, Any]]:
-    """For each prompt: ids, the log-probability of each token (after the first, if causal), the scores of the classes
-    and of the next sentence, the mean hidden state where there is no head, and 32 greedy tokens where the model
-    generates. The model must be in eval mode."""
+    """For each prompt: ids, the log-probability of each token (after the first, if causal; an encoder–decoder is asked
+    to say the prompt again), the scores of the classes and of the next sentence, the mean hidden state where there is
+    no head, and 32 greedy tokens where the model generates. The model must be in eval mode."""
     entries = [_answers(model, tokenizer, prompt) for prompt in prompts]
     longest = model.config.max_tokens
     for entry in entries:
-        if "causal_lm" in model.heads and (longest is None or longest > len(entry["ids"])):
+        if {"causal_lm", "seq2seq_lm"} & set(model.heads) and (longest is None or longest > len(entry["ids"])):
             [[completion]] = generate(model, tokenizer, [entry["ids"]], Sampling(max_new_tokens=GREEDY_TOKENS),
                                       frozenset())
             entry["greedy"] = list(completion.ids)
@@ -41,18 +41,23 @@ def _answers(model: LanguageModel, tokenizer: Tokenizer, prompt: str) -> dict[st
     """What one forward says about a prompt."""
     longest = model.config.max_tokens or GREEDY_TOKENS
     ids = tokenizer.encode(prompt)[: min(GREEDY_TOKENS, longest)]
-    if not model.causal or "classification" in model.heads:
+    if not model.causal or {"classification", "seq2seq_lm"} & set(model.heads):
         ids, _ = tokenizer.wrap(ids[: longest - tokenizer.num_wrapping(False)])
     entry: dict[str, Any] = {"prompt": prompt, "ids": ids}
     with torch.inference_mode():
         ids_M = torch.tensor(ids, device=_device(model))
-        hidden_MD = model(ids_M, (len(ids),))
+        if "seq2seq_lm" in model.heads:
+            config: Any = model.config
+            reads_M = torch.tensor([config.decoder_start_token_id, *ids[:-1]], device=_device(model))
+            hidden_MD = model(ids_M, (len(ids),), reads_M, (len(ids),))
+        else:
+            hidden_MD = model(ids_M, (len(ids),))
         if "classification" in model.heads:
-            entry["scores"] = _rounded(model.classify(hidden_MD, (len(ids),))[0])
+            entry["scores"] = _rounded(classify(model, hidden_MD, (len(ids),))[0])
         if "next_sentence" in model.heads:
             entry["next_sentence"] = _rounded(model.next_sentence(hidden_MD, (len(ids),))[0])
-        if {"causal_lm", "masked_lm"} & set(model.heads):
-            shift = 1 if model.causal else 0
+        if {"causal_lm", "masked_lm", "seq2seq_lm"} & set(model.heads):
+            shift = 1 if "causal_lm" in model.heads else 0
             chances = logits(model, hidden_MD[: len(ids) - shift]).log_softmax(-1)
             entry["log_probabilities"] = _rounded(chances.gather(1, ids_M[shift:, None]).squeeze(1))
         if not model.heads:

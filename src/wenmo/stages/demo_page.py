@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wenmo.chart import Bar, Series
+from wenmo.chart import Bar
 from wenmo.errors import say
 from wenmo.files import read_jsonl
 from wenmo.metrics import Estimate
@@ -25,6 +25,7 @@ from wenmo.page import (
     html_page,
 )
 from wenmo.report import Report
+from wenmo.stages.run_view import loss_series
 
 
 def page(out: Path, summary: Mapping[str, Any], reviews: tuple[int, int, int], report: Report, baseline: Estimate,
@@ -84,8 +85,4 @@ def page(out: Path, summary: Mapping[str, Any], reviews: tuple[int, int, int], r
 
 def _curve(run: Path, title: str) -> LineChart:
     rows = read_jsonl(run / "metrics.jsonl")
-    training = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
-    held_out = [(row["step"], row["val_loss"]) for row in rows if "val_loss" in row]
-    return LineChart(title, [Series(say("training", "训练"), training, smooth=True),
-                             Series(say("rows for choosing", "用于选择的数据"), held_out)],
-                     say("step", "步"), say("loss", "损失"))
+    return LineChart(title, loss_series(rows), say("step", "步"), say("loss", "损失"))

@@ -14,18 +14,27 @@ from typing import Any
 from wenmo import device as machine
 from wenmo.config import parse
 from wenmo.data.examples import Examples, Mixture
-from wenmo.data.sources import SourceRows, carve_sources, contents, fingerprint, open_sources, stream_rows, without
+from wenmo.data.sources import (
+    SourceRows,
+    carve_sources,
+    contents,
+    fingerprint,
+    fold_numbers,
+    open_sources,
+    stream_rows,
+    without,
+)
 from wenmo.errors import DataError, RecipeError, say
 from wenmo.files import atomic_folder, sha256, sha256_file
 from wenmo.locate import locate
 from wenmo.modeldir import Opened, check_vocabulary, open_model, open_tokenizer
-from wenmo.models import architecture, check_heads, create
+from wenmo.models import CustomHeads, ModelConfig, create
 from wenmo.recipe import From, FromModel, Recipe, TrainTokenizer
-from wenmo.tasks import Built, Task, create_task
+from wenmo.tasks import Built, CustomTasks, Task, create_task
 from wenmo.text import tokenizer_training
 from wenmo.text.counts import Counts, Quarantine
 from wenmo.text.intake import Row, Source
-from wenmo.text.source import SourceSettings
+from wenmo.text.source import MissingColumn, SourceSettings
 from wenmo.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -64,7 +73,31 @@ class Corpus:
         self.facts |= {f"data.report.{i}": fingerprint(source) for i, source in enumerate(self.report)}
 
     def read(self, quarantine: Path) -> Rows:
-        """All rows: printed counts; held-out texts (choose, report) taken out of training."""
+        """All rows: printed counts; held-out texts (choose, report) taken out of training. Of a cross-validation that
+        names no fold, those of the first."""
+        train, choose = self._read_files(quarantine)
+        settings = self.recipe.data.choose
+        number = settings.number(sum(len(rows.rows) for rows in train))
+        if settings.folds is not None:
+            train, choose = self._without_fold(train, settings.fold or 1)
+        elif number:
+            # Not by the recipe's seed itself: where a test set was carved by the same number before, these rows are
+            # the ones that have drawn high lots, and beside another source not one of them would be chosen.
+            train, choose = carve_sources(train, number, machine.key("choose", self.recipe.seed))
+            _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
+            if self.recipe.data.duplicates == "keep":  # of a text that stands in several rows, some may have been drawn
+                known = contents(choose, self.columns)
+                train = [replace(rows, rows=without(rows.rows, known, self.columns)) for rows in train]
+        return self._some(Rows(train, choose))
+
+    def read_with_folds(self) -> list[tuple[int, Row]]:
+        """Each training row with the fold in which it is held out, in their order."""
+        train, _ = self._read_files(None)
+        rows = [row for source in train for row in source.rows]
+        return list(zip(self._fold_numbers(rows), rows, strict=True))
+
+    def _read_files(self, quarantine: Path | None) -> tuple[list[SourceRows], list[Row]]:
+        """The training rows whose texts stand in no file held out, and the rows of the files for choosing."""
         unique = self.columns if self.recipe.data.duplicates == "drop" else ()
         train = read_opened(self.train, unique, quarantine)
         held_out = read_opened(self.choose, unique, quarantine)
@@ -76,17 +109,24 @@ class Corpus:
             _log.info(str(rows))
         held_out = [self._without(report, rows) for rows in held_out]
         train = [self._without([*held_out, *report], rows) for rows in train]
-        choose = [row for rows in held_out for row in rows.rows]
-        number = self.recipe.data.choose.number(sum(len(rows.rows) for rows in train))
-        if number:
-            # Not by the recipe's seed itself: where a test set was carved by the same number before, these rows are
-            # the ones that have drawn high lots, and beside another source not one of them would be chosen.
-            train, choose = carve_sources(train, number, machine.key("choose", self.recipe.seed))
-            _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
-            if not unique:  # of a text that stands in several rows, some may have been drawn
-                known = contents(choose, self.columns)
-                train = [replace(rows, rows=without(rows.rows, known, self.columns)) for rows in train]
-        return self._some(Rows(train, choose))
+        return train, [row for rows in held_out for row in rows.rows]
+
+    def _fold_numbers(self, rows: Sequence[Row]) -> list[int]:
+        """The fold in which each of the training rows is held out."""
+        choose, task = self.recipe.data.choose, self.recipe.task
+        assert choose.folds is not None
+        classes = "label" in task.target_columns and choose.stratify is not False
+        return fold_numbers(rows, choose.folds, machine.key("choose", self.recipe.seed), self.columns,
+                            "label" if classes else None)
+
+    def _without_fold(self, train: Sequence[SourceRows], fold: int) -> tuple[list[SourceRows], list[Row]]:
+        """The rows of the other folds, source by source, and those of this one."""
+        rows = [row for source in train for row in source.rows]
+        drawn = [row for row, number in zip(rows, self._fold_numbers(rows), strict=True) if number == fold]
+        gone = {id(row) for row in drawn}
+        _log.info(say(f"fold {fold} of {self.recipe.data.choose.folds}: {len(drawn):,} rows held out",
+                      f"第 {fold}/{self.recipe.data.choose.folds} 折：留出 {len(drawn):,} 行"))
+        return [replace(each, rows=[row for row in each.rows if id(row) not in gone]) for each in train], drawn
 
     def _without(self, held_out: Sequence[SourceRows], rows: SourceRows) -> SourceRows:
         """The rows whose texts do not stand in the files held out."""
@@ -127,17 +167,38 @@ def rows_of(path: str, columns: tuple[str, ...], *, given: Mapping[str, Any], tr
             quarantine: Path | None = None) -> SourceRows:
     """The rows of a file, for evaluate and predict. `given`: source settings from the command line; without any, the
     columns are looked for under their standard names, then under those of the training data. DataError otherwise."""
-    tries = [given] if given else [{}, trained_on]
-    for number, options in enumerate(tries):
-        try:
-            [source] = open_sources([parse(SourceSettings, {**options, "path": path}, path)], Path(), columns, ())
-            break
-        except DataError:
-            if number == len(tries) - 1:
-                raise
+    source = open_given(path, columns, given, trained_on)
     [result] = read_opened([source], (), quarantine)
     _log.info(str(result))
     return result
+
+
+def open_given(path: str, columns: tuple[str, ...], given: Mapping[str, Any],
+               trained_on: Mapping[str, Any]) -> Source:
+    """The source that a path on the command line names, opened; see `rows_of`."""
+    only_encoding = not given.keys() - {"encoding"}
+    tries = [given, {**trained_on, **given}] if only_encoding else [given]
+    for options in tries[:-1]:
+        try:
+            return _opened(path, columns, options)
+        except DataError:
+            continue
+    return _opened(path, columns, tries[-1])
+
+
+def _opened(path: str, columns: tuple[str, ...], options: Mapping[str, Any]) -> Source:
+    try:
+        [source] = open_sources([parse(SourceSettings, {**options, "path": path}, path)], Path(), columns, ())
+    except MissingColumn as error:
+        if error.guess is None:
+            raise
+        choice = f"`--columns {error.name}={error.guess}`"  # here there is no recipe to write it into
+        raise DataError(error.what, where=error.where,
+                        mend=say(f"say which it is: {choice}", f"请指明是哪一列：{choice}")) from error
+    return source
+
+
+_OF_THE_FORMAT = ("format", "columns", "header", "separator", "quoting", "fields", "surplus", "before", "join")
 
 
 def source_card(recipe: Recipe) -> dict[str, Any]:
@@ -145,7 +206,7 @@ def source_card(recipe: Recipe) -> dict[str, Any]:
     source = recipe.data.train[0]
     plain = SourceSettings(path=source.path)
     return {name: value for name, value in source.model_dump(mode="json").items()
-            if name in ("columns", "header", "separator") and getattr(source, name) != getattr(plain, name)}
+            if name in _OF_THE_FORMAT and getattr(source, name) != getattr(plain, name)}
 
 
 def normalization_card(recipe: Recipe) -> dict[str, Any]:
@@ -176,6 +237,14 @@ def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path) -> Tokenizer:
     return existing_tokenizer(recipe.tokenizer)
 
 
+def refuse_misfit(recipe: Recipe, custom: CustomTasks | None = None) -> None:
+    """RecipeError for a tokenizer that there is already and that the task cannot use, before any row is read."""
+    if isinstance(recipe.model, FromModel):
+        create_task(recipe.task, open_tokenizer(recipe.model.reference), recipe.data.lengths, custom)
+    elif isinstance(recipe.tokenizer, From):
+        create_task(recipe.task, existing_tokenizer(recipe.tokenizer), recipe.data.lengths, custom)
+
+
 def existing_tokenizer(reference: From) -> Tokenizer:
     path = Path(reference.reference)
     return Tokenizer.load(path if (path / "tokenizer.json").exists() else locate(reference.reference))
@@ -194,18 +263,24 @@ def model_facts(recipe: Recipe) -> dict[str, str]:
     return facts
 
 
-def model_for(recipe: Recipe, task: Task) -> Opened:
+def run_facts(corpus: Corpus, custom: CustomHeads | None = None) -> dict[str, str]:
+    """The hashes of all that a run is made from beside its recipe."""
+    return {**corpus.facts, **model_facts(corpus.recipe), **head_facts(custom)}
+
+
+def head_facts(custom: CustomHeads | None) -> dict[str, str]:
+    """The names of the heads handed in, so that a resumed run goes on with the same."""
+    return {f"heads.{kind}": getattr(make, "__qualname__", type(make).__name__)
+            for kind, make in sorted((custom or {}).items())}
+
+
+def model_for(recipe: Recipe, task: Task, custom: CustomHeads | None = None) -> Opened:
     """A new model with the task's heads, or the trained one it starts from with these heads."""
     rng = machine.torch_rng("init", recipe.seed)
     if isinstance(recipe.model, FromModel):
         opened = open_model(recipe.model.reference, heads=task.heads, seed=machine.key("init", recipe.seed),
-                            changes=recipe.model.config)
-        longest = opened.max_tokens
-        if longest is not None and recipe.data.max_tokens > longest:
-            raise RecipeError(
-                say(f"data.max_tokens is {recipe.data.max_tokens}, the model's positions end at {longest}",
-                    f"data.max_tokens 为 {recipe.data.max_tokens}，而模型的位置只到 {longest}"),
-                where="data.max_tokens", mend=f"data.max_tokens: {longest}")
+                            changes=recipe.model.config, custom=custom)
+        _check_fit(recipe, opened.model.config, task)
         if opened.initialised:
             names = ", ".join(opened.initialised)
             _log.info(say(f"new, to be learned: {names}", f"新初始化、待训练：{names}"))
@@ -213,17 +288,34 @@ def model_for(recipe: Recipe, task: Task) -> Opened:
             _log.info(say(f"not needed for this task, left out: {len(opened.left_out)} tensors",
                           f"此任务不需要而略去：{len(opened.left_out)} 个张量"))
         return opened
-    config = recipe.model
-    if config.vocab_size == 0:
-        config = config.model_copy(update={"vocab_size": task.tokenizer.vocab_size})
+    config = recipe.model.for_tokenizer(task.tokenizer.vocab_size, task.tokenizer.control)
     check_vocabulary(task.tokenizer, config.vocab_size, "model.vocab_size")
-    check_heads(architecture(config.model_type, "model.type"), task.heads)
-    return Opened(create(config, task.heads, rng), task.tokenizer)
+    _check_fit(recipe, config, task)
+    return Opened(create(config, task.heads, rng, custom), task.tokenizer)
 
 
-def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows) -> Task:
+def _check_fit(recipe: Recipe, config: ModelConfig, task: Task) -> None:
+    """RecipeError where the model's positions are too few, or its control tokens are not those of the tokenizer."""
+    longest = config.max_tokens
+    if longest is not None and recipe.data.max_tokens > longest:
+        raise RecipeError(
+            say(f"data.max_tokens is {recipe.data.max_tokens}, the model's positions end at {longest}",
+                f"data.max_tokens 为 {recipe.data.max_tokens}，而模型的位置只到 {longest}"),
+            where="data.max_tokens", mend=f"data.max_tokens: {longest}")
+    pad = task.tokenizer.pad_id
+    for name in ("pad_token_id", "decoder_start_token_id"):  # a target begins with the padding: see tasks/
+        if name in type(config).model_fields and (pad is None or getattr(config, name) != pad):
+            given = getattr(config, name)
+            raise RecipeError(
+                say(f"the model's {name} is {given}, the tokenizer's padding is {pad}",
+                    f"模型的 {name} 为 {given}，而分词器的填充词元编号为 {pad}"), where=f"model.{name}",
+                mend=say(f"leave {name} out: it follows the tokenizer, which must have a padding token",
+                         f"请去掉 {name}：它由分词器决定，且分词器须有填充词元"))
+
+
+def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows, custom: CustomTasks | None = None) -> Task:
     """The task, with its labels and class weights from the training rows."""
-    task = create_task(recipe.task, tokenizer, recipe.data.lengths)
+    task = create_task(recipe.task, tokenizer, recipe.data.lengths, custom)
     return task.fitted(row.values for source in rows.train for row in source.rows)
 
 

@@ -86,6 +86,9 @@ def show(reference: str, text: str | None = None) -> Shown:
     labels = [task["labels"] for task in card.get("tasks", {}).values() if task.get("labels")]
     if labels:
         facts["labels"] = ", ".join(labels[0])
+    difference = loaded.check()
+    if difference is not None:
+        facts["golden"] = {"prompts": len(card["golden"]), "largest_difference": difference}
     return Shown(facts, _groups(parameters), [] if text is None else _tokens(loaded, text))
 
 

@@ -7,6 +7,7 @@ keep the best, save. Killed at any moment, the same command goes on from the las
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import shutil
 import time
@@ -20,25 +21,30 @@ import torch
 
 from wenmo import device as machine
 from wenmo import golden, modeldir
-from wenmo.config import to_yaml
+from wenmo.config import parse, to_yaml
 from wenmo.data.examples import Examples
 from wenmo.data.loader import Loader
 from wenmo.errors import CheckpointError, DataError, ModelError, RecipeError, TokenizerError, UsageError, say
-from wenmo.evaluate.validation import first_batch, validate
-from wenmo.files import sha256, sweep_unfinished
+from wenmo.evaluation.validation import first_batch, validate
+from wenmo.files import atomic_folder, sha256, sweep_unfinished
 from wenmo.generate import Sampling, generate
 from wenmo.modeldir import Opened, save_model, write_into
-from wenmo.recipe import FromModel, Recipe
+from wenmo.models import CustomHeads
+from wenmo.recipe import FromModel, Recipe, context
+from wenmo.report import metric_name
 from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus, Rows
-from wenmo.tasks import Task
+from wenmo.stages.run_view import run_html
+from wenmo.tasks import CustomTasks, Task
 from wenmo.tasks.language_modeling import document_start
 from wenmo.text.languages import SAMPLE_TEXTS, language_shares
 from wenmo.training import checkpoint, optimizer
+from wenmo.training.average import Average
 from wenmo.training.best import Best, BestSettings
 from wenmo.training.loop import StepResult, steps
 from wenmo.training.progress import Progress
 from wenmo.training.run import RECIPE, RECORD, Run, Stopper
+from wenmo.training.schedule import Rates, refuse_other_past
 
 _log = logging.getLogger(__name__)
 
@@ -54,23 +60,38 @@ class Trained:
     metrics: Mapping[str, float]
     exit_code: int = 0
 
+    def _repr_html_(self) -> str:
+        """In a notebook: the figures, and the curve of the loss."""
+        rows = [(say("steps", "步数"), f"{self.steps:,}"), (say("tokens", "词元"), f"{self.tokens:,}"),
+                (say("seconds", "秒"), f"{self.seconds:,.1f}"), (say("model", "模型"), str(self.folder / "model"))]
+        if self.exit_code:
+            rows.append((say("interrupted", "已中断"), say("the same command goes on", "同一命令可继续")))
+        rows += [(say("validation ", "验证 ") + metric_name(name), f"{value:.4f}")
+                 for name, value in self.metrics.items()]
+        return run_html(self.folder, rows)
 
-def train(recipe: Recipe, out: Path, *, data_root: Path = Path(".")) -> Trained:
-    """Carries out a recipe in the folder `out`. Raises WenmoError; nothing of an earlier run there is lost."""
+
+def train(recipe: Recipe, out: Path, *, data_root: Path = Path("."), tasks: CustomTasks | None = None,
+          heads: CustomHeads | None = None) -> Trained:
+    """Carries out a recipe in the folder `out`. Raises WenmoError; nothing of an earlier run there is lost.
+
+    `tasks` and `heads`: those handed in beside Wenmo's own, as the recipe was parsed with.
+    """
     began = time.monotonic()
     on = machine.choose(recipe.train.device, recipe.train.dtype, recipe.train.threads)
     _log.info(str(on))
     if out.exists() and not out.is_dir():
         raise UsageError(say("--out is a file, not a folder", "--out 是文件，不是文件夹"), where=str(out),
                          mend=say("give --out a new or an empty folder", "请让 --out 指向新的或空的文件夹"))
+    prepare.refuse_misfit(recipe, tasks)
     corpus = Corpus(recipe, data_root)
-    facts = {**corpus.facts, **prepare.model_facts(recipe)}
-    with Run.open(out, recipe, facts) as run, Stopper() as stopper, _begun_anew(run):
+    facts = prepare.run_facts(corpus, heads)
+    with Run.open(out, recipe, facts, context(tasks, heads)) as run, Stopper() as stopper, _begun_anew(run):
         sweep_unfinished(run.folder / "shards")
         rows = corpus.read(run.folder / "quarantine.jsonl")
         tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer")
-        task = prepare.task_for(recipe, tokenizer, rows)
-        opened = prepare.model_for(recipe, task)
+        task = prepare.task_for(recipe, tokenizer, rows, tasks)
+        opened = prepare.model_for(recipe, task, heads)
         opened.card = _card(recipe, task, rows, facts)
         return _Training(recipe, run, stopper, on, task, opened, rows, facts, began).carry_out()
 
@@ -104,10 +125,12 @@ class _Training:
         prepare.print_built(built)
         self.loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
         self.total_steps = settings.steps or self.loader.total_steps(settings.epochs or 1.0)
+        self.rates = Rates(schedule=settings.schedule, total_steps=self.total_steps)
         self.evaluate_every = settings.evaluate_every or -(-self.total_steps // 10)
         self.save_every = settings.save_every or -(-self.total_steps // 10)
         self.objective = task.objective()
-        self.optimizer = optimizer.build(self.model, settings.optimizer)
+        self.optimizer = optimizer.build(self.model, settings.optimizer, settings.groups, settings.layer_decay)
+        self.average = None if settings.ema is None else Average(self.model, settings.ema)
         self.best = Best(settings.best or BestSettings())
         self.tokens = 0
         self.metrics: dict[str, float] = {}  # of the evaluation whose weights are kept
@@ -119,7 +142,7 @@ class _Training:
 
     def carry_out(self) -> Trained:
         start = self._resume()
-        if start >= self.total_steps and (self.run.model / "config.json").exists():
+        if start >= self.total_steps and self._model_is_of(start):
             shutil.rmtree(self.run.folder / "best", ignore_errors=True)  # a kill may have come before
             _log.info(say(f"this run has finished; its model is in {self.run.model}",
                           f"该训练已完成，模型在 {self.run.model}"))
@@ -128,14 +151,16 @@ class _Training:
         if settings.best is not None and self.choose is not None:  # a misspelt metric costs no training
             Best(settings.best).see(0, first_batch(self.model, self.task, self.objective, self.choose,
                                                    prepare.values_of(self.rows.choose), self.on))
-        results = steps(self.model, self.optimizer, self.objective, self.loader.batches, schedule=settings.schedule,
-                        total_steps=self.total_steps, settings=settings, device=self.on, seed=self.recipe.seed,
-                        start_step=start)
+        results = steps(self.model, self.optimizer, self.objective, self.loader.batches,
+                        lr_factor=self.rates.factor, total_steps=self.total_steps, settings=settings, device=self.on,
+                        seed=self.recipe.seed, start_step=start)
         step = start
         with Progress(self.total_steps) as progress:
             for result in results:
                 step = result.step
                 self.tokens += result.num_tokens
+                if self.average is not None and not result.skipped:
+                    self.average.update(step)
                 progress.show(result)
                 last = step == self.total_steps
                 if step % settings.log_every == 0 or last or step == 1:
@@ -158,18 +183,35 @@ class _Training:
         if found is None:
             self.run.rewind(0)
             return 0
-        saved = checkpoint.load(found, self.model, self.optimizer)
-        checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())  # a kill may have come between
+        saved = checkpoint.load(found, self.model, self.optimizer, average=self.average)
         self._refuse_other_tokenizer(found, saved.state["tokenizer"])
+        before = parse(Rates, saved.state["rates"], str(found))
+        refuse_other_past(before, self.rates, saved.step, str(found))
+        checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())  # a kill may have come between
         self.run.rewind(saved.step)
         self.tokens = int(saved.state["tokens"])
         self.best = Best(self.recipe.train.best or BestSettings(), saved.state["best"])
         self.metrics = dict(saved.state["metrics"])
         _log.info(say(f"goes on from step {saved.step} of {self.total_steps}",
                       f"从第 {saved.step}/{self.total_steps} 步继续"))
-        if saved.state["finished"]:
+        if saved.state["finished"] and saved.step < before.total_steps:  # it was stopped early, and stays so
             self.total_steps = saved.step
+        elif saved.state["finished"] and saved.step < self.total_steps:
+            self._reopen(saved.step)
         return saved.step
+
+    def _reopen(self, step: int) -> None:
+        """A finished run is made longer: the best weights so far lie in its model alone, unless a kill came before."""
+        if self.best.step is not None and self._model_is_of(step):
+            with atomic_folder(self.run.folder / "best") as folder:
+                shutil.copytree(self.run.model, folder, dirs_exist_ok=True)
+
+    def _model_is_of(self, step: int) -> bool:
+        """Whether the run's model is that of so many steps: one made before the run was made longer is not."""
+        if not all((self.run.model / name).exists() for name in ("config.json", modeldir.CARD)):
+            return False
+        card = json.loads((self.run.model / modeldir.CARD).read_text(encoding="utf-8"))
+        return bool(card["lineage"]["steps"] == step)
 
     def _refuse_other_tokenizer(self, found: Path, before: str) -> None:
         """One from elsewhere is among the run's facts; one trained in the run is a file that anyone may change."""
@@ -190,12 +232,22 @@ class _Training:
 
     def _evaluate(self, step: int) -> None:
         assert self.choose is not None
+        with self._averaged():
+            self._evaluate_weights(step, self.choose)
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Inside it the model has the weights that are validated and kept: the averaged ones, where there are any."""
+        return contextlib.nullcontext() if self.average is None else self.average.in_place()
+
+    def _evaluate_weights(self, step: int, choose: Examples) -> None:
         values = prepare.values_of(self.rows.choose)
-        metrics = validate(self.model, self.task, self.objective, self.choose, values, self.on)
+        metrics = validate(self.model, self.task, self.objective, choose, values, self.on)
         row: dict[str, Any] = {"step": step, "tokens": self.tokens,
                                **{f"val_{name}": value for name, value in metrics.items()}}
         if self.recipe.train.samples:
             row["samples"] = self._samples()
+            for sample in row["samples"]:
+                _log.info(f"» {sample['prompt']}{sample['text']}")
         self.run.log(row)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         _log.info(say(f"step {step}: validation ", f"第 {step} 步：验证 ") + shown)
@@ -216,15 +268,18 @@ class _Training:
 
     def _save(self, step: int, *, finished: bool) -> None:
         state = {"tokens": self.tokens, "best": self.best.to_dict(), "metrics": self.metrics, "finished": finished,
-                 "tokenizer": self.task.tokenizer.sha256}
+                 "tokenizer": self.task.tokenizer.sha256, "rates": self.rates.model_dump(mode="json")}
         write_model = partial(write_into, opened=self.opened)
-        checkpoint.save(self.run.checkpoints, step, write_model, self.optimizer, self.model, state)
+        checkpoint.save(self.run.checkpoints, step, write_model, self.optimizer, self.model, state,
+                        self.average)
         checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())
 
     def _finish(self, step: int) -> None:
         """The run's model: the best weights (or the last), with the lineage, scores and golden prompts."""
         if self.best.step is not None:
             checkpoint.load_weights(self.run.folder / "best", self.model)
+        elif self.average is not None:
+            self.average.settle()
         self.model.eval()
         card = self.opened.card
         card["lineage"] |= {"steps": step, "tokens": self.tokens, "best_step": self.best.step}
