@@ -16,6 +16,7 @@ from oracle import theirs
 from wenmo import golden, loaded, modeldir
 from wenmo.errors import DataError, ModelError, RecipeError
 from wenmo.loaded import Loaded
+from wenmo.tasks.language_modeling import shares
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.tokenizer_training import TokenizerSettings
@@ -378,3 +379,10 @@ def test_golden_prompts_are_those_of_the_folder(load: Any) -> None:
     entries = golden.record(model.model, model.tokenizer, ["好", "Hello, world!", "a b c"])
     assert [entry["prompt"] for entry in entries] == ["好", "Hello, world!", "a b c"]
     assert golden.check(model.model, model.tokenizer, entries, "here") == 0.0
+
+
+def test_every_character_is_some_tokens_share() -> None:
+    """Offsets that leave spaces out, bytes of one character, a space at the end that no token has."""
+    text = " a 中b "
+    assert shares(text, [(1, 2), (3, 3), (3, 4), (3, 4), (4, 5)]) == [" a", " ", "中", "", "b "]
+    assert shares("", []) == []

@@ -125,6 +125,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "ClassificationSettings.pair": (CLASSES, only("pairs.csv"), "task.pair=true"),
     "ClassificationSettings.class_weights": (CLASSES, WITH_NEWS, "task.class_weights=balanced"),
     "ClassificationSettings.label_smoothing": (CLASSES, (), "task.label_smoothing=0.2"),
+    "ClassificationSettings.r_drop": (CLASSES, (), "task.r_drop=1"),
     "CausalLMSettings.label_smoothing": (CAUSAL, (), "task.label_smoothing=0.2"),
     "SpanCorruptionSettings.label_smoothing": (SPANS, (), "task.label_smoothing=0.2"),
     "SpanCorruptionSettings.density": (SPANS, (), "task.density=30%"),

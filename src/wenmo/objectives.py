@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wenmo.data.sequence import SOURCE, TARGET, Batch, Flat
+from wenmo.errors import RecipeError, say
 from wenmo.models import LanguageModel, classify
 from wenmo.nn.cross_entropy import IGNORED, linear_cross_entropy
 
@@ -82,23 +83,43 @@ def sequence_to_sequence(*, label_smoothing: float = 0.0) -> Objective:
     return Objective(counts, terms)
 
 
-def classification(*, class_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0) -> Objective:
-    """-Σ w_y log P(y | x), over Σ w_y (as torch's weighted mean): with all weights one, the plain mean."""
+def classification(*, class_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0,
+                   r_drop: float = 0.0) -> Objective:
+    """-Σ w_y log P(y | x), over Σ w_y (as torch's weighted mean): with all weights one, the plain mean.
+
+    r_drop (Wu et al. 2021, eq. 4): in training each text is read twice, under two dropouts; both answers are learned
+    from (their mean loss), and `r_drop` weighs the second term, ½ KL(P₁‖P₂) + ½ KL(P₂‖P₁), a mean over texts.
+    """
     weights_C = None if class_weights is None else torch.tensor(class_weights)
 
     def counts(batch: Batch) -> dict[str, float]:
         labels_B = batch.text.values["label"].cpu()
-        return {"classes": float(len(labels_B) if weights_C is None else weights_C[labels_B].sum())}
+        result = {"classes": float(len(labels_B) if weights_C is None else weights_C[labels_B].sum())}
+        return result | ({"agreement": float(len(labels_B))} if r_drop else {})
 
-    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+    def terms(model: Any, batch: Batch) -> list[Term]:
         flat = batch.text
-        scores_BC = class_scores(model, flat)
-        weights = None if weights_C is None else weights_C.to(scores_BC.device)
-        total = F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
-                                label_smoothing=label_smoothing)
-        return [Term("classes", total)]
+        weights = None if weights_C is None else weights_C.to(flat.ids_M.device)
+        readings = 2 if r_drop and model.training else 1
+        scores = [class_scores(model, flat) for _ in range(readings)]
+        losses = [F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
+                                  label_smoothing=label_smoothing) for scores_BC in scores]
+        result = [Term("classes", sum(losses[1:], losses[0]) / readings)]
+        if readings == 2:
+            result.append(Term("agreement", _disagreement(*scores), weight=r_drop))
+        return result
 
     return Objective(counts, terms)
+
+
+def _disagreement(first_BC: Tensor, second_BC: Tensor) -> Tensor:
+    """½ KL(P‖Q) + ½ KL(Q‖P), summed over the rows. RecipeError where the two can never differ."""
+    if torch.equal(first_BC, second_BC):
+        raise RecipeError(
+            say("`r_drop` does nothing: this model has no dropout", "`r_drop` 不起作用：该模型没有 dropout"),
+            where="task.r_drop", mend="model: {from: …, config: {hidden_dropout_prob: 0.1}}")
+    p_BC, q_BC = first_BC.log_softmax(1), second_BC.log_softmax(1)
+    return 0.5 * ((p_BC.exp() - q_BC.exp()) * (p_BC - q_BC)).sum()
 
 
 def class_scores(model: LanguageModel, flat: Flat) -> Tensor:

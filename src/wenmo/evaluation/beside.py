@@ -18,6 +18,7 @@ from wenmo.evaluation.ngram import KneserNey
 from wenmo.metrics import Estimate, bits_per_character, bootstrap, paired_bootstrap, wilson
 from wenmo.report import Report
 from wenmo.tasks import Task
+from wenmo.tasks.language_modeling import shares
 from wenmo.text.tokenizer import Tokenizer
 
 Rows = Sequence[Mapping[str, Any]]
@@ -62,7 +63,7 @@ def _beside_counts(tokenizer: Tokenizer, rows: Rows, answers: Rows, train: Rows,
     nats, theirs, characters = [], [], []
     for text, answer in zip(texts, answers, strict=True):
         _, offsets = tokenizer.encode_with_offsets(text)
-        given = offsets[0][1] if offsets else 0
+        given = len(shares(text, offsets)[0]) if offsets else 0
         if len(text) > given:
             nats.append(-answer["log_likelihood"])
             theirs.append(sum(model.bits(text)[given:]) * np.log(2))

@@ -78,9 +78,11 @@ def _count_beginnings(count: Counter[str], longer: Counter[str]) -> None:
 
 
 def _discounts(count: Counter[str]) -> Discounts:
-    """D₁, D₂, D₃₊. Where a text is too small to have n-grams of each count, absolute discounts of a half, 1, 1.5."""
+    """D₁, D₂, D₃₊. Where a text is too small for them, absolute discounts of 0.5, 1 and 1.5."""
     n1, n2, n3, n4 = (sum(1 for number in count.values() if number == wanted) for wanted in (1, 2, 3, 4))
-    if not (n1 and n2 and n3):
-        return (0.5, 1.0, 1.5)
-    y = n1 / (n1 + 2 * n2)
-    return (1 - 2 * y * n2 / n1, max(2 - 3 * y * n3 / n2, 0.0), max(3 - 4 * y * n4 / n3, 0.0))
+    if n1 and n2 and n3:
+        y = n1 / (n1 + 2 * n2)
+        found = (1 - 2 * y * n2 / n1, 2 - 3 * y * n3 / n2, 3 - 4 * y * n4 / n3)
+        if min(found) > 0:  # nothing reserved would leave nothing for what was never seen
+            return found
+    return (0.5, 1.0, 1.5)

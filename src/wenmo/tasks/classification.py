@@ -37,12 +37,14 @@ Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 class ClassificationSettings(TextSettings):
     """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
-    class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label."""
+    class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label.
+    r_drop: how much two readings of a text under different dropouts must agree; costs a second forward and backward."""
 
     type: Literal["classification"] = "classification"
     labels: tuple[Label, ...] | None = Field(None, min_length=2)
     class_weights: Literal["balanced"] | dict[Label, Weight] | None = None
     label_smoothing: Fraction = 0.0
+    r_drop: float = Field(0.0, ge=0, allow_inf_nan=False)
 
     @field_validator("labels")
     @classmethod
@@ -121,7 +123,8 @@ class Classification(TextTask[ClassificationSettings]):
         return self.labels[label]
 
     def objective(self) -> Objective:
-        return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing)
+        return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing,
+                              r_drop=self.settings.r_drop)
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
         return list(torch.softmax(class_scores(model, batch.text), dim=-1).cpu().numpy())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -165,7 +166,7 @@ class LanguageModeling:
         """
         text = str(row["text"])
         ids, offsets = self.tokenizer.encode_with_offsets(text)
-        size = [(end - start, len(text[start:end].encode("utf-8"))) for start, end in offsets]
+        size = [(len(part), len(part.encode("utf-8"))) for part in shares(text, offsets)]
         if isinstance(self.settings, CausalLMSettings):
             return Encoded(list(_windows(number, ids, size, self.lengths.max_tokens)))
         sequences = []
@@ -206,6 +207,15 @@ def _following(ids: np.ndarray) -> np.ndarray:
 
 def _piece(shards: Shards, document: int, rng: np.random.Generator, num_tokens: int) -> Arrays:
     return piece_of_another(shards, document, num_tokens, rng)
+
+
+def shares(text: str, offsets: Iterable[tuple[int, int]]) -> list[str]:
+    """Which characters each token accounts for, all of the text among them: some tokenizers leave spaces out of their
+    offsets, or give the bytes of one character the same ones."""
+    ends = list(accumulate((end for _, end in offsets), max))
+    if ends:
+        ends[-1] = len(text)
+    return [text[start:end] for start, end in pairwise([0, *ends])]
 
 
 def _windows(number: int, ids: list[int], size: list[tuple[int, int]], max_tokens: int) -> Iterator[Sequence]:
