@@ -183,12 +183,16 @@ def test_in_a_terminal(folder: Path) -> None:
     os.close(theirs)
     seen, place = "", 0
 
-    def until(text: str) -> None:
-        """Reads on until `text` comes, after what was waited for before."""
+    def until(text: str, signalling: bool = False) -> None:
+        """Reads on until `text` comes, after what was waited for before. `signalling`: with Ctrl-C every two seconds of
+        silence, since one that comes just before the prompt waits for a key would wait for that key too."""
         nonlocal seen, place
-        began = time.monotonic()
+        began, silent = time.monotonic(), True
         while text not in seen[place:] and time.monotonic() - began < 60:
-            if select.select([ours], [], [], 0.2)[0]:
+            if signalling and silent:
+                running.send_signal(signal.SIGINT)
+            silent = not select.select([ours], [], [], 2.0)[0]
+            if not silent:
                 seen += os.read(ours, 4096).decode(errors="replace")
         assert text in seen[place:], seen
         place = seen.index(text, place) + len(text)
@@ -199,9 +203,8 @@ def test_in_a_terminal(folder: Path) -> None:
         os.write(ours, f"{typed}\n".encode())
         until(answer)
         until("> ")
-    time.sleep(1)  # until it waits for a key: a signal that comes just before waits for one too
-    running.send_signal(signal.SIGINT)
-    until("> ")
+    time.sleep(0.5)  # until it has begun to wait: a signal while it is on its way there would end it
+    until("> ", signalling=True)
     os.write(ours, b"\x04")
     assert running.wait(60) == 0
     os.close(ours)
