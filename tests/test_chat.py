@@ -178,8 +178,10 @@ def test_in_a_terminal(folder: Path) -> None:
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "wenmo", "chat", str(folder / "chat"), "--max-new-tokens", "4"]
     environment = {**os.environ, "WENMO_LANG": "en", "NO_COLOR": "1", "OMP_NUM_THREADS": "1", "TERM": "dumb"}
+    # Where the tests run in the background, Ctrl-C is ignored, and a child would inherit that.
     running = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
-                               start_new_session=True)
+                               start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     os.close(theirs)
     seen, place = "", 0
 
