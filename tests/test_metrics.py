@@ -18,7 +18,7 @@ from sklearn import metrics as sk
 
 from wenmo import metrics
 from wenmo.errors import DataError, NumericsError
-from wenmo.metrics import Estimate, paired_bootstrap, wilson, within_noise
+from wenmo.metrics import Estimate, lower_is_better, paired_bootstrap, wilson, within_noise
 
 
 @st.composite
@@ -213,3 +213,10 @@ def test_as_many_decimals_as_the_interval_warrants(estimate: Estimate, shown: st
 def test_metrics_need_numpy_alone() -> None:
     code = "import sys, wenmo.metrics; print([m for m in ('torch', 'sklearn', 'scipy') if m in sys.modules])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "lower"), [
+    ("loss", True), ("mlm_loss", True), ("val_perplexity", True), ("bits_per_character", True), ("ece", True),
+    ("baseline_bits_per_character", True), ("accuracy", False), ("macro_f1", False), ("baseline_accuracy", False)])
+def test_which_metrics_want_to_be_low(name: str, lower: bool) -> None:
+    assert lower_is_better(name) is lower

@@ -129,6 +129,14 @@ def mean_of_runs(values: ArrayLike) -> tuple[Estimate, float]:
     return Estimate(mean, mean - half, mean + half), deviation
 
 
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "ece", "brier", "mae", "mse", "rmse", "cer", "wer"})
+
+
+def lower_is_better(metric: str) -> bool:
+    """By the last word of the name (`mlm_loss`, `val_perplexity`), or as bits per something; others are to be high."""
+    return metric.rsplit("_", 1)[-1] in LOWER_IS_BETTER or "bits_per_" in metric
+
+
 def within_noise(difference: Estimate) -> bool:
     """Whether a difference may as well be none: its interval holds zero."""
     return difference.low <= 0 <= difference.high

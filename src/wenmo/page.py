@@ -15,8 +15,8 @@ from xml.etree.ElementTree import Element, tostring
 
 from wenmo.chart import Bar, Series, bar_chart, element, line_chart
 from wenmo.errors import language, say
-from wenmo.metrics import Estimate, within_noise
-from wenmo.report import LOWER_IS_BETTER, Report, metric_name, verdict
+from wenmo.metrics import Estimate, lower_is_better, within_noise
+from wenmo.report import Report, metric_name, verdict
 
 Cell = str | int | float | Estimate | None
 WIDE, NARROW = 760, 340  # CSS pixels a chart is drawn at
@@ -194,7 +194,7 @@ def _scores(report: Report) -> Element:
     cards = []
     for name, estimate in report.metrics.items():
         value, low, high = estimate.texts()
-        lower = element("small", say("lower is better", "越低越好")) if name in LOWER_IS_BETTER else ""
+        lower = element("small", say("lower is better", "越低越好")) if lower_is_better(name) else ""
         cards.append(element(
             "div",
             element("dt", metric_name(name), " ", lower),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wenmo.errors import say
-from wenmo.metrics import Estimate, within_noise
+from wenmo.metrics import Estimate, lower_is_better, within_noise
 from wenmo.notebook import fragment, note, table
 
 
@@ -60,7 +60,7 @@ class Report:
             table.add_column(heading, justify="right", no_wrap=True)
         for name, estimate in self.metrics.items():
             value, low, high = estimate.texts()
-            arrow = " ↓" if name in LOWER_IS_BETTER else ""
+            arrow = " ↓" if lower_is_better(name) else ""
             table.add_row(Text(metric_name(name) + arrow), Text(value, "bold"), Text(f"[{low}, {high}]"), f"{self.n:,}")
         table.add_section()
         for row in self.details.get("per_class", ()):
@@ -74,7 +74,7 @@ class Report:
         rows = []
         for name, estimate in self.metrics.items():
             value, low, high = estimate.texts()
-            rows.append((metric_name(name) + (" ↓" if name in LOWER_IS_BETTER else ""), value, f"[{low}, {high}]",
+            rows.append((metric_name(name) + (" ↓" if lower_is_better(name) else ""), value, f"[{low}, {high}]",
                          f"{self.n:,}"))
         for row in self.details.get("per_class", ()):
             value, low, high = row["f1"].texts()
@@ -93,10 +93,6 @@ def _plain(value: Any) -> Any:
 
 
 # Said aloud -------------------------------------------------------------------------------------------
-
-LOWER_IS_BETTER = frozenset({"ece", "loss", "mae", "perplexity", "bits_per_byte", "bits_per_character",
-                             "baseline_bits_per_character"})
-
 
 def metric_name(name: str) -> str:
     """What people call a metric; a name that is not known here is its own."""
@@ -124,7 +120,7 @@ def verdict(a: str, b: str, metric: str, difference: Estimate) -> tuple[str, str
             f"{a} and {b} cannot be told apart here: {name} differs by {difference}, and the interval holds zero.",
             f"{a} 与 {b} 在此难分高下：{name}相差 {difference}，区间包含零。",
         )
-    better = (difference.value > 0) != (metric in LOWER_IS_BETTER)
+    better = (difference.value > 0) != lower_is_better(metric)
     return say("beyond noise", "超出噪声"), say(
         f"{a} is {'better' if better else 'worse'} than {b}: {name} differs by {difference}.",
         f"{a} {'优于' if better else '逊于'} {b}：{name}相差 {difference}。",

@@ -28,7 +28,7 @@ from wenmo.config import to_yaml
 from wenmo.errors import say
 from wenmo.files import locked, sha256, write_json, write_jsonl
 from wenmo.loaded import load
-from wenmo.metrics import Estimate, mean_of_runs
+from wenmo.metrics import Estimate, lower_is_better, mean_of_runs
 from wenmo.modeldir import CARD
 from wenmo.models import CustomHeads
 from wenmo.recipe import Choose, Recipe, context
@@ -37,7 +37,6 @@ from wenmo.stages.evaluate import named
 from wenmo.stages.prepare import Corpus, run_facts
 from wenmo.stages.train import Trained, train
 from wenmo.tasks import CustomTasks
-from wenmo.training.best import lower_is_better
 from wenmo.training.run import FOLDS, RECORD, Run, refuse_foreign
 
 REPORT = "report.json"

@@ -18,9 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from wenmo.errors import say
-from wenmo.metrics import Estimate, mean_of_runs
+from wenmo.metrics import Estimate, lower_is_better, mean_of_runs
 from wenmo.report import metric_name
-from wenmo.training.best import lower_is_better
 
 FINISHED, FAILED, INTERRUPTED, WAITING = "finished", "failed", "interrupted", "waiting"
 SEED = "seed"

@@ -11,8 +11,7 @@ from typing import Any
 
 from wenmo.config import Settings, free
 from wenmo.errors import RecipeError, say
-
-LOWER_IS_BETTER = {"loss", "perplexity", "ece", "brier", "mae", "mse", "rmse", "cer", "wer"}
+from wenmo.metrics import lower_is_better
 
 
 class BestSettings(Settings):
@@ -61,8 +60,3 @@ class Best:
 
     def to_dict(self) -> dict[str, Any]:
         return {"step": self.step, "value": self.value, "num_since": self.num_since}
-
-
-def lower_is_better(metric: str) -> bool:
-    """By the last word of the name: `loss`, `mlm_loss` and `val_perplexity` want to be low, all others high."""
-    return metric.rsplit("_", 1)[-1] in LOWER_IS_BETTER
