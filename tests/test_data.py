@@ -7,6 +7,7 @@ import math
 import os
 from collections import Counter
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from wenmo.data.loader import Loader, evaluation_batches
 from wenmo.data.sequence import Sequence
 from wenmo.device import numpy_rng
 from wenmo.errors import DataError, UsageError
+from wenmo.tasks.task import windows
 
 COLUMNS = {"ids": "uint16", "starts": "uint8"}
 
@@ -418,3 +420,13 @@ def test_real_text_comes_through_masking_and_batches_whole(tmp_path, name):
             chosen += int((flat.tokens["targets"] != -100).sum())
     assert ["".join(part for _, part in sorted(parts[row].items())) for row in sorted(parts)] == lines
     assert_rate(chosen, corpus.num_tokens, 0.15)
+
+
+@given(st.integers(0, 60), st.integers(1, 15), st.data())
+def test_windows_hold_every_token_and_share_what_is_asked(num_tokens: int, room: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, room - 1))
+    found = windows(num_tokens, room, overlap)
+    assert {at for start, end in found for at in range(start, end)} == set(range(num_tokens))
+    assert all(end - start == min(room, num_tokens) for start, end in found)
+    assert all(after[0] <= before[1] - overlap for before, after in pairwise(found))
+    assert len(found) == len(set(found))

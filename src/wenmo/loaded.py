@@ -30,7 +30,7 @@ from wenmo.objectives import hidden_of
 from wenmo.tasks import CustomTasks, Lengths, Task, create_task, task_from_card
 from wenmo.tasks.language_modeling import CausalLMSettings, MaskedLMSettings
 from wenmo.text import chat
-from wenmo.text.normalize import NormalizeSettings, normalizer
+from wenmo.text.normalize import NormalizeSettings, normalized, normalizer
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
@@ -127,7 +127,7 @@ class Loaded:
     def _encoded(self, number: int, row: Mapping[str, Any], task: Task, with_targets: bool) -> list[Tokens]:
         change = self.normalize
         if change is not None:
-            row = {**row, **{name: change(str(row[name])) for name in task.settings.columns}}
+            row = {**row, **{name: normalized(row[name], change) for name in task.settings.columns}}
         return task.encode(number, row, with_targets=with_targets).sequences
 
     def _run(self, encoded: list[list[Tokens]], forward: Any) -> list[list[Any]]:
@@ -176,7 +176,7 @@ class Loaded:
         if isinstance(row, DataError):
             raise row
         for column in task.settings.columns:
-            if row.get(column) in (None, ""):
+            if row.get(column) in (None, "", []):
                 raise DataError(
                     say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
                     where=say(f"row {number + 1}", f"第 {number + 1} 行"),

@@ -18,6 +18,7 @@ from wenmo.loaded import load
 from wenmo.stages.prepare import open_given
 from wenmo.text.counts import Counts
 from wenmo.text.intake import Row, Source, read_all
+from wenmo.text.source import STRINGS
 
 _log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 512  # answered together, sorted by length; stdin from a person is answered line by line
@@ -89,7 +90,7 @@ def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any
         raise DataError(say(f"not valid JSON: {error}", f"不是合法的 JSON：{error}"), where=where,
                         mend=say("one JSON object a line, or plain text", "每行一个 JSON 对象，或纯文本")) from error
     for column in columns:
-        if not isinstance(row.get(column), str) or not row[column].strip():
+        if column in STRINGS and not (isinstance(row.get(column), str) and row[column].strip()):
             raise DataError(
                 say(f"the row has no text `{column}`", f"该行没有文本 `{column}`"), where=where,
                 mend=say(f"this task needs: {', '.join(columns)}", f"此任务需要：{', '.join(columns)}"))

@@ -26,6 +26,7 @@ from wenmo.objectives import Objective
 from wenmo.text.tokenizer import Tokenizer
 
 TooLong = Literal["head", "tail", "both", "refuse"]
+Span = tuple[int, int]  # from the first token to before the last
 SHOWN = 40  # characters of a text in a message about it
 
 
@@ -52,6 +53,19 @@ class Lengths(Settings):
         # The beginning and the end, a quarter and three quarters (Sun et al. 2019, §5.3.1, "head+tail").
         head = room // 4
         return ids[:head] + ids[len(ids) - (room - head) :]
+
+
+def windows(num_tokens: int, room: int, overlap: int) -> list[Span]:
+    """Where a text of so many tokens is cut into windows of at most `room`, each sharing `overlap` tokens with the next.
+
+    Every token stands in one at least; none of the windows but the only one is shorter than `room` (the last begins
+    earlier instead), so that each token is read with as much of its neighbourhood as there is. An empty text has none.
+    """
+    assert 0 <= overlap < room
+    if num_tokens <= room:
+        return [(0, num_tokens)] if num_tokens else []
+    starts = [*range(0, num_tokens - room, room - overlap), num_tokens - room]
+    return [(start, start + room) for start in starts]
 
 
 @dataclass(frozen=True, slots=True)

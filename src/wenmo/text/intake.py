@@ -18,7 +18,7 @@ from wenmo.text.counts import Quarantine as Quarantine
 from wenmo.text.formats import records
 from wenmo.text.layout import TABLES, empty
 from wenmo.text.normalize import NormalizeSettings as NormalizeSettings
-from wenmo.text.normalize import normalizer
+from wenmo.text.normalize import normalized, normalizer
 from wenmo.text.records import Record
 from wenmo.text.source import LABELS, LISTS, STRINGS, Found
 from wenmo.text.source import Source as Source
@@ -134,7 +134,7 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
         if name in source.settings.before and isinstance(value, str):
             value = value.partition(source.settings.before[name])[0].strip()
         if normalize is not None and name not in LABELS:
-            value = _mapped(value, normalize)
+            value = normalized(value, normalize)
         if name in source.required and _is_empty(name, value):
             raise _BadRow(say(f"`{here}` is empty", f"`{here}` 为空"))
         values[name] = value
@@ -170,14 +170,3 @@ def _text(value: Any, here: str, join: str | None) -> str:
         raise _BadRow(say(f"`{here}` is a list, not a text (`join` makes a text of a list of strings)",
                           f"`{here}` 是列表，不是文本（`join` 可把字符串列表合为一段文本）"))
     raise _BadRow(say(f"`{here}` is {kind}, not a text", f"`{here}` 是 {kind}，不是文本"))
-
-
-def _mapped(value: Any, change: Callable[[str], str]) -> Any:
-    """`change` for the strings of a nested value (messages, tokens); keys stay."""
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
-    if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
-    return value

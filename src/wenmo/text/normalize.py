@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from typing import Any
 
 from wenmo.config import Settings
 from wenmo.errors import MissingExtra
@@ -60,3 +61,14 @@ def _simplifier() -> Callable[[str], str]:
         raise MissingExtra("opencc", "zh", "`normalize.simplify`") from error
     convert: Callable[[str], str] = OpenCC("t2s").convert
     return convert
+
+
+def normalized(value: Any, change: Callable[[str], str]) -> Any:
+    """`change` for the strings of a nested value (messages, tokens); keys stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [normalized(item, change) for item in value]
+    if isinstance(value, dict):
+        return {key: normalized(item, change) for key, item in value.items()}
+    return value
