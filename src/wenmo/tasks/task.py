@@ -56,7 +56,7 @@ class Lengths(Settings):
 
 
 def windows(num_tokens: int, room: int, overlap: int) -> list[Span]:
-    """Where a text of so many tokens is cut into windows of at most `room`, each sharing `overlap` tokens with the next.
+    """Where a text of so many tokens is cut into windows of at most `room`, each sharing `overlap` with the next.
 
     Every token stands in one at least; none of the windows but the only one is shorter than `room` (the last begins
     earlier instead), so that each token is read with as much of its neighbourhood as there is. An empty text has none.
