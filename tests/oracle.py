@@ -103,6 +103,21 @@ CLASSIFIERS: dict[str, Case] = {
     "qwen2, three classes": ("Qwen2ForSequenceClassification", {"num_labels": 3, "pad_token_id": 0}),
     "qwen3, three classes": ("Qwen3ForSequenceClassification", {"num_labels": 3, "pad_token_id": 0}),
 }
+TAGGERS: dict[str, Case] = {  # with scores of labels at each token
+    "bert, tags": ("BertForTokenClassification", {"num_labels": 5}),
+    "roberta, tags": ("RobertaForTokenClassification", {"num_labels": 5}),
+    "gpt2, tags": ("GPT2ForTokenClassification", {"num_labels": 5}),
+    "llama, tags": ("LlamaForTokenClassification", {"num_labels": 5}),
+    "mistral, tags": ("MistralForTokenClassification", {"num_labels": 5}),
+    "qwen2, tags": ("Qwen2ForTokenClassification", {"num_labels": 5}),
+    "qwen3, tags": ("Qwen3ForTokenClassification", {"num_labels": 5}),
+    "t5, tags": ("T5ForTokenClassification", {"num_labels": 5, "num_decoder_layers": 2}),
+}
+SPANS: dict[str, Case] = {  # with scores of a beginning and an end at each token
+    "bert, spans": ("BertForQuestionAnswering", {}),
+    "roberta, spans": ("RobertaForQuestionAnswering", {}),
+    "gpt2, spans": ("GPT2ForQuestionAnswering", {}),
+}
 OTHERS: dict[str, Case] = {  # bodies alone, and further heads: opened and saved both ways (test_modeldir.py)
     "bert, body": ("BertModel", {}),
     "bert, masked and next sentence": ("BertForPreTraining", {}),
@@ -148,7 +163,9 @@ def save_theirs(model: nn.Module, folder: Path) -> Path:
 def heads_of(model: nn.Module) -> dict[str, int]:
     """Our heads for a class of theirs, kind → number of outputs."""
     kinds = architecture(model.config.model_type, "test").classes[type(model).__name__]
-    return {kind: {"classification": model.config.num_labels, "next_sentence": 2}.get(kind, 0) for kind in kinds}
+    num_labels = model.config.num_labels
+    return {kind: {"classification": num_labels, "tagging": num_labels, "next_sentence": 2}.get(kind, 0)
+            for kind in kinds}
 
 
 def ours(model: nn.Module, heads: dict[str, int] | None = None) -> nn.Module:
@@ -158,6 +175,8 @@ def ours(model: nn.Module, heads: dict[str, int] | None = None) -> nn.Module:
     config, _ = read_config(cls.config_class, config_dict, "test")
     result = cls(config, heads_of(model) if heads is None else heads).eval()
     state = model.state_dict()
+    for prefix in getattr(cls, "nested", {}).values():
+        state = {name.removeprefix(prefix): value for name, value in state.items()}
     if not any(name.startswith(cls.body_prefix) for name in state):
         state = {cls.body_prefix + name: value for name, value in state.items()}
     wanted = set(result.state_dict())

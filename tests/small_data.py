@@ -45,6 +45,21 @@ def news(number: int, seed: int = 0) -> list[str]:
     return list(found)
 
 
+def questions(number: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows for span questions: where a thing is sold, what it costs, and who wrote it, which none says."""
+    rng = random.Random(seed)
+    rows: list[dict[str, Any]] = []
+    for at in range(number):
+        city, price = rng.choice(("北京", "上海", "广州", "London", "Paris")), f"{rng.randint(10, 999)}元"
+        facts = [f"{rng.choice(TIMES)}在{city}出售", f"价格是{price}", *rng.sample(EVENTS, rng.randint(0, 2))]
+        rng.shuffle(facts)
+        context = f"{rng.choice(THINGS)}{'，'.join(facts)}。"
+        question, answer = (("在哪里出售？", city), ("价格是多少？", price), ("谁写的？", ""))[at % 3]
+        found = [{"text": answer, "answer_start": context.index(answer)}] if answer else []
+        rows.append({"question": question, "context": context, "answers": found})
+    return rows
+
+
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -68,16 +83,20 @@ def recipe(task: str, **train: Any) -> dict[str, Any]:
             "max_position_embeddings": 64}
     kinds: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # model and tokenizer
         "causal_lm": ({"type": "llama", **size}, {"type": "bpe", "vocab_size": 400}),
+        "chat": ({"type": "llama", **size}, {"type": "bpe", "vocab_size": 400}),
         "span_corruption": ({"type": "t5", "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
                             {"type": "bpe", "vocab_size": 500, "seq2seq": True}),
     }
     model, tokenizer = kinds.get(task, ({"type": "bert", **size}, {"type": "wordpiece", "vocab_size": 400}))
+    settings = {"span_qa": {"max_question_tokens": 12, "overlap_tokens": 16},
+                "chat": {"template": "chatml"}}.get(task, {})
+    asked = {"path": "questions.jsonl"}
     people, rated = {"path": "people.txt"}, {"path": "reviews-train.csv", "columns": {"text": "review"}}
     return {
         "model": model,
         "tokenizer": {"train": tokenizer},
-        "data": {"train": [rated] if task == "classification" else [people, rated], "choose": {"carve": 20},
-                 "max_tokens": 64},
-        "task": {"type": task},
+        "data": {"train": {"classification": [rated], "span_qa": [asked], "chat": [{"path": "talks.jsonl"}]}.get(
+                     task, [people, rated]), "choose": {"carve": 20}, "max_tokens": 64},
+        "task": {"type": task, **settings},
         "train": {"steps": 60, "batch_tokens": 512, "threads": 1, "dtype": "fp32", "optimizer": {"lr": 3e-3}, **train},
     }

@@ -11,6 +11,7 @@ import yaml
 import small_data
 from command import Command, wenmo
 from wenmo.evaluation.baseline import STRENGTHS, linear_baseline, tuned_svm
+from wenmo.files import write_jsonl
 
 __all__ = ["wenmo"]  # the fixture
 
@@ -68,3 +69,24 @@ def test_only_where_there_is_one(tmp_path: Path, wenmo: Command, monkeypatch: py
     result = wenmo("evaluate", "run", "people.txt", "--baseline", "people.txt")
     assert result.code == 2
     assert "no simple baseline" in result.message[0]
+
+
+def test_a_tagger_stands_beside_a_crf(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch,
+                                      caplog: pytest.LogCaptureFixture) -> None:
+    """Words that always carry the same tag: the CRF has them all, an untrained model has not."""
+    caplog.set_level("INFO")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"tokens": [*thing, *verb, *place], "tags": ["B-THING", *["I-THING"] * (len(thing) - 1), *["O"] * len(verb),
+                                                       "B-PLACE", *["I-PLACE"] * (len(place) - 1)]}
+            for thing in ("这本书", "手机", "电脑") for verb in ("来自", "产于", "运往", "到达了")
+            for place in ("北京", "上海市")]
+    write_jsonl(tmp_path / "train.jsonl", rows[4:])
+    write_jsonl(tmp_path / "test.jsonl", rows[:4])
+    recipe = small_data.recipe("tagging", steps=1)
+    recipe["data"] |= {"train": [{"path": "train.jsonl"}], "choose": {"carve": 2}}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    metrics = json.loads(wenmo("evaluate", "run", "test.jsonl", "--baseline", "train.jsonl", "--json").out)["metrics"]
+    assert metrics["baseline_f1"]["value"] == 1.0
+    assert metrics["difference"]["value"] == pytest.approx(metrics["f1"]["value"] - 1.0, abs=1e-6)
+    assert "a CRF on letters and words" in caplog.text

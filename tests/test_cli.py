@@ -280,8 +280,8 @@ def test_predict_nothing(wenmo: Command) -> None:
 
 # Words and signs --------------------------------------------------------------------------------------
 
-VERBS = ["demo", "train", "find-lr", "evaluate", "split", "predict", "generate", "chat", "show", "tokenizer train",
-         "tokenizer show", "tokenizer compare"]
+VERBS = ["demo", "train", "find-lr", "evaluate", "split", "predict", "embed", "generate", "chat", "show", "merge",
+         "average", "tokenizer train", "tokenizer show", "tokenizer compare"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -15,21 +15,26 @@ FLOORS = [
     ["errors"], ["config", "files", "metrics"], ["device", "tensors", "hub"],
     ["text", "nn"],
     ["data", "models"],
-    ["locate"], ["modeldir"], ["generate"], ["golden", "objectives", "scoring"], ["tasks"],
-    ["training", "chart"], ["notebook"], ["report"], ["page"],
-    ["loaded"],
-    ["evaluation"],
+    ["locate", "embedding_files"], ["adapter"], ["modeldir"], ["generate"], ["golden", "objectives", "scoring"],
+    ["tasks"],
+    ["training", "chart", "retrieve", "engine", "compress"], ["notebook"], ["report"], ["page"],
+    ["loaded"], ["ensemble"],
+    ["evaluation", "serve"],
     ["recipe"],
     ["stages"],
     ["cli"], ["__main__"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 MAY_IMPORT_LATE = {"cli", "__init__"}
-EXTRAS = {"pyarrow", "huggingface_hub", "rjieba", "opencc", "gguf", "sklearn", "torch.utils.tensorboard"}
+EXTRAS = {"pyarrow", "huggingface_hub", "rjieba", "opencc", "pypinyin", "gguf", "sklearn", "pycrfsuite", "sacrebleu",
+          "torch.utils.tensorboard"}
 # The room in which each optional library is imported, and no other.
 ROOM_OF_EXTRA = {"pyarrow": "text/formats.py", "huggingface_hub": "hub/huggingface.py", "rjieba": "text/words.py",
                  "backports": "text/archive.py", "compression": "text/archive.py", "opencc": "text/normalize.py",
-                 "gguf": "models/gguf.py", "sklearn": "evaluation/baseline.py"}
+                 "pypinyin": "text/pinyin.py",
+                 "gguf": "models/gguf.py", "sklearn": "evaluation/baseline.py",
+                 "pycrfsuite": "evaluation/crf_baseline.py",
+                 "sacrebleu": "metrics/translation.py", "scipy": "evaluation/pair_baselines.py"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 

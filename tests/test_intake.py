@@ -160,6 +160,8 @@ def test_texts_are_normalised_and_labels_are_not(tmp_path):
     put(tmp_path, "b.jsonl", json.dumps({"text": "Ａ", "entities": [{"start": 0, "end": 1}]}))
     with pytest.raises(RecipeError, match="offsets"):
         read(tmp_path, "b.jsonl", optional=("entities",), normalize={"nfkc": True})
+    [row], *_ = read(tmp_path, "b.jsonl", optional=("entities",), normalize={"width": True, "simplify": True})
+    assert row.values == {"text": "A", "entities": [{"start": 0, "end": 1}]}  # these leave each character in its place
 
 
 # Formats ----------------------------------------------------------------------------------------------

@@ -272,16 +272,18 @@ def test_squad(tmp_path):
     answers = [{"text": "歐洲", "answer_start": 1}, {"text": "在", "answer_start": 0}]
     right = {"question": "哪裡?", "id": "1", "answers": answers}
     none = {"question": "誰?", "id": "2", "answers": [], "is_impossible": True, "plausible_answers": []}
-    wrong = [{"question": "哪?", "id": "3", "answers": [{"text": "歐洲", "answer_start": 2}]},
+    moved = {"question": "哪?", "id": "3", "answers": [{"text": "歐洲", "answer_start": 2}]}
+    wrong = [{"question": "哪?", "id": "4", "answers": [{"text": "亞洲", "answer_start": 1}]},
              {"question": "", "answers": []}, {"question": "x", "answers": [{"text": "歐洲"}]}, 7,
              {"question": "x", "answers": [{"text": "", "answer_start": -1}]}]
-    put(tmp_path, "a.json", squad_file(right, none, *wrong))
+    put(tmp_path, "a.json", squad_file(right, none, moved, *wrong))
     rows, _, bad, [found] = read(tmp_path, "a.json", **SQUAD)
     assert found.layout.format == "squad"
     assert values(rows) == [
         {"question": "哪裡?", "context": "在歐洲，梵語。", "answers": answers, "id": "1", "title": "梵文"},
-        {"question": "誰?", "context": "在歐洲，梵語。", "answers": [], "id": "2", "title": "梵文"}]
-    assert [row["number"] for row in bad] == [3, 4, 5, 6, 7]
+        {"question": "誰?", "context": "在歐洲，梵語。", "answers": [], "id": "2", "title": "梵文"},
+        {"question": "哪?", "context": "在歐洲，梵語。", "answers": moved["answers"], "id": "3", "title": "梵文"}]
+    assert [row["number"] for row in bad] == [4, 5, 6, 7, 8]
     put(tmp_path, "b.json", squad_file(right)[:-3])
     with pytest.raises(DataError, match="not a SQuAD file"):
         read(tmp_path, "b.json", **SQUAD)

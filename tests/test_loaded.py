@@ -221,7 +221,7 @@ def test_sentence_transformers_settings_are_followed(folders: dict[str, Any], wo
         expected = them(torch.tensor([ids])).last_hidden_state[0, 0]
     alike(loaded.load(str(tmp_path), device="cpu").embed(["好"], normalise=False)[0], expected)
 
-    modes |= {"pooling_mode_cls_token": False, "pooling_mode_max_tokens": True}
+    modes |= {"pooling_mode_cls_token": False, "pooling_mode_weightedmean_tokens": True}
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(modes))
     with pytest.raises(ModelError, match="vectors"):
         loaded.load(str(tmp_path), device="cpu").embed(["好"])
@@ -251,10 +251,9 @@ def test_a_model_without_tokenizer_says_so(tmp_path: Path) -> None:
         loaded.load(str(tmp_path), device="cpu").score(["a"])
 
 
-def test_classes_that_exclude_each_other_are_not_presumed(tmp_path: Path, words: Tokenizer) -> None:
-    """A checkpoint of several labels at once has no softmax: better no task than a wrong one."""
-    folder_of("BertForSequenceClassification", tmp_path, words, num_labels=3,
-              problem_type="multi_label_classification")
+def test_what_a_head_means_is_not_guessed(tmp_path: Path, words: Tokenizer) -> None:
+    """There is no task for several numbers at once: better none than a wrong one."""
+    folder_of("BertForSequenceClassification", tmp_path, words, num_labels=3, problem_type="regression")
     with pytest.raises(ModelError, match="task"):
         loaded.load(str(tmp_path), device="cpu").predict(["好"])
 

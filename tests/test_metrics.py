@@ -99,8 +99,8 @@ def test_language_model_metrics() -> None:
     single = metrics.perplexity([10.0], [5], seed=0)
     assert (single.low, single.high) == (1, math.inf)  # one document tells nothing of its spread
     assert json.loads(json.dumps(single.as_dict()))["high"] is None
-    assert metrics._student(9) == pytest.approx(student.ppf(0.975, 9), rel=0.005)
-    assert metrics._student(3) == pytest.approx(student.ppf(0.975, 3), rel=0.001)
+    assert metrics.estimates.student(9) == pytest.approx(student.ppf(0.975, 9), rel=0.005)
+    assert metrics.estimates.student(3) == pytest.approx(student.ppf(0.975, 3), rel=0.001)
 
 
 # Coverage: each interval against a truth that is known. Bounds are wide enough for 200–300 trials' own noise.

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from oracle import CLASSIFIERS, DECODERS, ENCODER_DECODERS, ENCODERS, LLAMAS, OTHERS, VOCAB, theirs
+from oracle import CLASSIFIERS, DECODERS, ENCODER_DECODERS, ENCODERS, LLAMAS, OTHERS, SPANS, TAGGERS, VOCAB, theirs
 from test_parity import close, sequences
 from wenmo import modeldir
 from wenmo.errors import ModelError, StorageError
@@ -28,7 +28,7 @@ from wenmo.models import architecture, create, logits
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
 
-TABLES = (ENCODERS, DECODERS, ENCODER_DECODERS, CLASSIFIERS, OTHERS)
+TABLES = (ENCODERS, DECODERS, ENCODER_DECODERS, CLASSIFIERS, TAGGERS, SPANS, OTHERS)
 CASES = {name: case for table in TABLES for name, case in table.items()}
 assert len(CASES) == sum(map(len, TABLES)), "two cases of one name"
 
@@ -41,12 +41,13 @@ def answers(model: nn.Module) -> list[Tensor]:
         with torch.no_grad():
             if not isinstance(model, transformers.PreTrainedModel):
                 result += _ours(model, row)
-            elif model.config.is_encoder_decoder:
+            elif model.config.is_encoder_decoder and "TokenClass" not in type(model).__name__:
                 out = model(row_B, decoder_input_ids=row_B.flip(1))
                 result.append((out.logits if "logits" in out else out.last_hidden_state)[0])
             else:
                 out = model(row_B)
-                names = ("logits", "prediction_logits", "seq_relationship_logits", "last_hidden_state")
+                names = ("logits", "prediction_logits", "seq_relationship_logits", "start_logits", "end_logits",
+                         "last_hidden_state")
                 result += [out[name][0] for name in names if name in out]
     return result
 
@@ -63,6 +64,10 @@ def _ours(model: Any, row: Tensor) -> list[Tensor]:
         result.append(model.classify(hidden, lengths)[0])
     if "next_sentence" in heads:
         result.append(model.next_sentence(hidden, lengths)[0])
+    if "tagging" in heads:
+        result.append(model.tag(hidden))
+    if "span_qa" in heads:
+        result += model.spans(hidden).unbind(1)
     return result
 
 
@@ -338,11 +343,19 @@ def test_a_causal_model_opened_for_classes(tmp_path: Path) -> None:
 
 
 def test_a_body_from_a_class_that_is_not_known_here(tmp_path: Path) -> None:
-    fresh("BertForTokenClassification", tmp_path)
-    with pytest.raises(ModelError, match="BertForTokenClassification"):
+    fresh("BertForMultipleChoice", tmp_path)
+    with pytest.raises(ModelError, match="BertForMultipleChoice"):
         open_model(str(tmp_path))
     opened = open_model(str(tmp_path), heads={"masked_lm": 0})
-    assert opened.left_out == ["classifier.bias", "classifier.weight"]
+    assert opened.left_out[2:] == ["classifier.bias", "classifier.weight"]  # after the pooler
+
+
+def test_an_encoder_decoder_opened_for_tags(tmp_path: Path) -> None:
+    fresh("T5ForConditionalGeneration", tmp_path)
+    opened = open_model(str(tmp_path), heads={"tagging": 3})
+    assert opened.initialised == ["classifier.bias", "classifier.weight"]
+    assert opened.left_out
+    assert all(name.startswith("decoder.") for name in opened.left_out)
 
 
 # Faults -----------------------------------------------------------------------------------------------
@@ -511,7 +524,7 @@ def test_a_zip_opens_and_is_unpacked_once(cache: Path, tmp_path: Path) -> None:
     path = zipped(tmp_path / "all", tmp_path / "model.zip")
     opened = open_model(str(path))
     same(opened.model, answers(them))
-    assert opened.card["pooling"] == "cls"
+    assert opened.card["embedding"]["pooling"] == "cls"
     marker = opened.folder / "untouched"
     marker.touch()
     assert open_model(str(path)).folder == opened.folder

@@ -13,7 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oracle import CLASSIFIERS, DECODERS, ENCODER_DECODERS, ENCODERS, FIRST_POSITION, VOCAB, Case, ours, theirs
+from oracle import (
+    CLASSIFIERS,
+    DECODERS,
+    ENCODER_DECODERS,
+    ENCODERS,
+    FIRST_POSITION,
+    SPANS,
+    TAGGERS,
+    VOCAB,
+    Case,
+    ours,
+    theirs,
+)
 from wenmo.models import logits
 from wenmo.nn.attend import Cache
 from wenmo.nn.cross import Memory
@@ -69,7 +81,8 @@ def positions_of_theirs(them: nn.Module, mask_BT: Tensor) -> Tensor:
 
 
 def same_gradients(us: nn.Module, them: nn.Module, tolerance: float = TOLERANCE) -> None:
-    expected = {name: parameter.grad for name, parameter in them.named_parameters()}
+    further = "".join(getattr(us, "nested", {}).get(type(them).__name__, ""))
+    expected = {name.removeprefix(further): parameter.grad for name, parameter in them.named_parameters()}
     for name, parameter in us.named_parameters():
         close(parameter.grad, expected[name], tolerance)
 
@@ -170,6 +183,36 @@ def test_classification(name: str) -> None:
     F.cross_entropy(scores, labels).backward()
     close(scores, out.logits)
     same_gradients(us, them)
+
+
+@pytest.mark.parametrize("name", TAGGERS)
+def test_tags_of_tokens(name: str) -> None:
+    them, us = both(TAGGERS[name])
+    rows = sequences()
+    ids, mask = padded(rows, "right")
+    labels = torch.where((ids % 4 != 0) & mask.bool(), ids % 5, -100)
+    places = {} if name.startswith("t5") else {"position_ids": positions_of_theirs(them, mask)}
+    out = them(ids, attention_mask=mask, **places)
+    F.cross_entropy(out.logits.flatten(0, 1), labels.flatten()).backward()  # not all of theirs take -100 for granted
+    scores = us.tag(us(torch.cat(rows), LENGTHS))
+    F.cross_entropy(scores, flat_of(labels, mask)).backward()
+    tolerance = ENCODER_DECODER_TOLERANCE if name.startswith("t5") else TOLERANCE
+    close(scores, flat_of(out.logits, mask), tolerance)
+    same_gradients(us, them, tolerance)
+
+
+@pytest.mark.parametrize("name", SPANS)
+def test_beginnings_and_ends(name: str) -> None:
+    them, us = both(SPANS[name])
+    rows = sequences()
+    ids, mask = padded(rows, "right")
+    out = them(ids, attention_mask=mask, position_ids=positions_of_theirs(them, mask))
+    expected = flat_of(torch.stack((out.start_logits, out.end_logits), -1), mask)
+    expected.square().sum().backward()
+    scores = us.spans(us(torch.cat(rows), LENGTHS))
+    scores.square().sum().backward()
+    close(scores, expected)
+    same_gradients(us, them, 2e-4)  # of squares: the gradients are of the order of 10
 
 
 # Encoder–decoders -------------------------------------------------------------------------------------

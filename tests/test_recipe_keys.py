@@ -18,13 +18,15 @@ import small_data
 from small_data import recipe, write_csv
 from wenmo.config import Settings, apply_overrides
 from wenmo.errors import RecipeError, WenmoError
-from wenmo.files import read_jsonl, sha256_file
+from wenmo.files import read_jsonl, sha256_file, write_jsonl
 from wenmo.recipe import Recipe, parse_recipe
 from wenmo.stages.library import train
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
+from wenmo.text.words import split_units
 
-CLASSES, MASKED, CAUSAL, SPANS = "classification", "masked_lm", "causal_lm", "span_corruption"
+CLASSES, MASKED, CAUSAL, SPANS, CHAT = "classification", "masked_lm", "causal_lm", "span_corruption", "chat"
+QUESTIONS, PAIRS, TAGS = "span_qa", "similarity", "tagging"
 FIRST = "data.train.0"
 WITH_NEWS = ("data.train=[{path: reviews-train.csv, columns: {text: review}}, "
              "{path: people.txt, constants: {label: news}, limit: 10}]",)
@@ -34,11 +36,13 @@ BY_NUMBER = (f"{FIRST}.columns={{text: 0}}", f"{FIRST}.header=false")
 SLOW = ("train.steps=20", "train.evaluate_every=5", "train.optimizer.lr=1e-3")  # the loss falls, the answers stay
 SAVES = ("train.save_every=1", "train.keep=5")
 TRAINED = ("model={from: DATA/model-a}", "tokenizer={from: model}")
+LORA = ("model={from: DATA/model-a, lora: {rank: 4}}", "tokenizer={from: model}", "train.optimizer.lr=1e-2")
 SGD, ADAM, LAMB, MUON, ADAFACTOR = (
     (f"train.optimizer.type={kind}",) for kind in ("sgd", "adam", "lamb", "muon", "adafactor"))
 CONSTANT, LINEAR, POLYNOMIAL, INVERSE = (
     (f"train.schedule.type={kind}",) for kind in ("constant", "linear", "polynomial", "inverse_sqrt"))
 WSD = ("train.schedule={type: wsd, decay: 2 steps, warmup: 0}",)
+WINDOWS = ("data.max_tokens=8", "data.too_long=window")
 GROUPED = ("train.groups=[{match: 'embeddings.*', lr_scale: 0.1}]",)
 
 
@@ -47,6 +51,12 @@ def only(path: str, *more: str) -> tuple[str, ...]:
     return (f"data.train=[{{path: {path}}}]", *more)
 
 
+GRADED = only("graded.csv")
+WRITES = ("task={type: text_to_text, validation_rows: 2}", "data.max_tokens=32", "data.choose.carve=4",
+          "data.train=[{path: pairs.csv, columns: {source: text, target: text_a}}]")
+COSINE, ALIKE, TOGETHER = ((*GRADED, "train.batch_tokens=512", *more) for more in (
+    ("task.loss=cosine",), ("task.target=label",), ("task.target=pairs",)))
+
 # setting and key → the task, what is set in both runs, what is set in the second
 CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "Recipe.seed": (MASKED, (), "seed=1"),
@@ -54,6 +64,15 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "From.from": (CLASSES, ("tokenizer={from: DATA/tokenizer-a}",), "tokenizer.from=DATA/tokenizer-b"),
     "FromModel.from": (CLASSES, TRAINED, "model.from=DATA/model-b"),
     "FromModel.config": (CLASSES, TRAINED, "model.config={hidden_dropout_prob: 0.5}"),
+    "FromModel.lora": (CLASSES, TRAINED, "model.lora={}"),
+    "LoraSettings.rank": (CLASSES, LORA, "model.lora.rank=2"),
+    "LoraSettings.alpha": (CLASSES, LORA, "model.lora.alpha=32"),
+    "LoraSettings.dropout": (CLASSES, LORA, "model.lora.dropout=0.5"),
+    "LoraSettings.targets": (CLASSES, LORA, "model.lora.targets=[query]"),
+    "LoraSettings.modules_to_save": (CLASSES, LORA, "model.lora.modules_to_save=[embeddings]"),
+    "LoraSettings.rslora": (CLASSES, LORA, "model.lora.rslora=true"),
+    "LoraSettings.dora": (CLASSES, LORA, "model.lora.dora=true"),
+    "LoraSettings.init": (CLASSES, LORA, "model.lora.init=gaussian"),
     "BertConfig.vocab_size": (MASKED, (), "model.vocab_size=600"),
     "BertConfig.hidden_size": (MASKED, (), "model.hidden_size=16"),
     "BertConfig.num_hidden_layers": (MASKED, (), "model.num_hidden_layers=1"),
@@ -93,6 +112,13 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "TokenizerSettings.control_tokens": (MASKED, (), "tokenizer.train.control_tokens=[<mark>]"),
     "DataSettings.max_tokens": (MASKED, (), "data.max_tokens=16"),
     "DataSettings.too_long": (CLASSES, ("data.max_tokens=8",), "data.too_long=tail"),
+    "DataSettings.overlap_tokens": (CLASSES, WINDOWS, "data.overlap_tokens=2"),
+    "DataSettings.pool": (CLASSES, WINDOWS, "data.pool=max"),
+    "DataSettings.augment": (CLASSES, (), "data.augment={delete: 20%}"),
+    "AugmentSettings.share": (CLASSES, ("data.augment={delete: 20%}",), "data.augment.share=100%"),
+    **{f"AugmentSettings.{way}": (CLASSES, ("data.augment={delete: 20%}",), f"data.augment={{{way}: 50%}}")
+       for way in ("swap", "span", "insert", "replace", "typo", "homophone")},
+    "AugmentSettings.delete": (CLASSES, ("data.augment={delete: 20%}",), "data.augment.delete=60%"),
     "DataSettings.report": (MASKED, (), "data.report=[{path: people.txt, limit: 10}]"),
     "DataSettings.duplicates": (MASKED, only("copies.txt"), "data.duplicates=keep"),
     "Choose.carve": (MASKED, (), "data.choose.carve=10"),
@@ -125,11 +151,23 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "ClassificationSettings.pair": (CLASSES, only("pairs.csv"), "task.pair=true"),
     "ClassificationSettings.class_weights": (CLASSES, WITH_NEWS, "task.class_weights=balanced"),
     "ClassificationSettings.label_smoothing": (CLASSES, (), "task.label_smoothing=0.2"),
-    "ClassificationSettings.r_drop": (CLASSES, (), "task.r_drop=1"),
+    "ChatSettings.template": (CHAT, (), "task.template=llama3"),
+    "ChatSettings.system": (CHAT, (), "task.system=Be short."),
+    "ChatSettings.learn": (CHAT, (), "task.learn=last"),
+    "ChatSettings.label_smoothing": (CHAT, (), "task.label_smoothing=0.2"),
+    "SourceSettings.fill": (CAUSAL, only("named.txt", f"{FIRST}.fill={{place: 北京}}"),
+                            f"{FIRST}.fill={{place: Paris}}"),
     "CausalLMSettings.label_smoothing": (CAUSAL, (), "task.label_smoothing=0.2"),
     "SpanCorruptionSettings.label_smoothing": (SPANS, (), "task.label_smoothing=0.2"),
     "SpanCorruptionSettings.density": (SPANS, (), "task.density=30%"),
     "SpanCorruptionSettings.mean_span_tokens": (SPANS, (), "task.mean_span_tokens=1"),
+    "SpanQASettings.overlap_tokens": (QUESTIONS, ("data.max_tokens=32",), "task.overlap_tokens=4"),
+    "SpanQASettings.max_question_tokens": (QUESTIONS, (), "task.max_question_tokens=4"),
+    "SpanQASettings.max_answer_tokens": (QUESTIONS, (), "task.max_answer_tokens=1"),
+    "SpanQASettings.metric": (QUESTIONS, (), "task.metric=squad"),
+    "SpanQASettings.no_answer": (QUESTIONS, (), "task.no_answer=false"),
+    "SpanQASettings.null_threshold": (QUESTIONS, (), "task.null_threshold=-100"),
+    "SpanQASettings.unfound": (QUESTIONS, (), "task.unfound=refuse"),
     "MaskedLMSettings.label_smoothing": (MASKED, (), "task.label_smoothing=0.2"),
     "MaskedLMSettings.probability": (MASKED, (), "task.probability=30%"),
     "MaskedLMSettings.whole_word": (MASKED, (), "task.whole_word=true"),
@@ -192,8 +230,31 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "WsdSchedule.decay": (MASKED, WSD, "train.schedule.decay=3 steps"),
     "WsdSchedule.form": (MASKED, WSD, "train.schedule.form=linear"),
     "TrainSettings.l1": (MASKED, (), "train.l1=0.1"),
+    "SimilaritySettings.target": (PAIRS, GRADED, "task.target=label"),
+    "SimilaritySettings.loss": (PAIRS, GRADED, "task.loss=cosine"),
+    "SimilaritySettings.range": (PAIRS, COSINE, "task.range=[-5, 9]"),
+    "SimilaritySettings.temperature": (PAIRS, GRADED, "task.temperature=0.5"),
+    "SimilaritySettings.symmetric": (PAIRS, TOGETHER, "task.symmetric=true"),
+    "SimilaritySettings.hard_negatives": (PAIRS, TOGETHER, "task.hard_negatives=true"),
+    "SimilaritySettings.pooling": (PAIRS, GRADED, "task.pooling=cls"),
+    "SimilaritySettings.prompts": (PAIRS, GRADED, "task.prompts={query: 问：}"),
+    "SimilaritySettings.labels": (PAIRS, ALIKE, "task.labels=[positive, negative]"),
+    "SimilaritySettings.threshold": (PAIRS, ALIKE, "task.threshold=0.5"),
+    "TextToTextSettings.prefix": (SPANS, WRITES, "task.prefix=写："),
+    "TextToTextSettings.separator": (CAUSAL, (*WRITES, "task.separator=＝"), "task.separator=＝＝"),
+    "TextToTextSettings.max_target_tokens": (SPANS, WRITES, "task.max_target_tokens=4"),
+    "TextToTextSettings.long_targets": (SPANS, (*WRITES, "data.max_tokens=64", "task.max_target_tokens=45"),
+                                        "task.long_targets=skip"),
+    "TextToTextSettings.label_smoothing": (SPANS, WRITES, "task.label_smoothing=0.2"),
+    "TextToTextSettings.metrics": (SPANS, WRITES, "task.metrics=[rouge]"),
+    "TextToTextSettings.validation_rows": (SPANS, WRITES, "task.validation_rows=0"),
+    "TrainSettings.r_drop": (CLASSES, (), "train.r_drop=1"),
+    "TrainSettings.adversarial": (MASKED, (), "train.adversarial=10%"),
+    "TrainSettings.l2_sp": (CLASSES, TRAINED, "train.l2_sp=10"),
     "TrainSettings.ema": (MASKED, (), "train.ema=0.5"),
     "TrainSettings.layer_decay": (MASKED, (), "train.layer_decay=0.5"),
+    "TrainSettings.unfreeze": (MASKED, (), "train.unfreeze={every: 1}"),
+    "UnfreezeSettings.every": (MASKED, ("train.unfreeze={every: 1}",), "train.unfreeze.every=2"),
     "TrainSettings.groups": (MASKED, (), "train.groups=[{match: 'embeddings.*', lr_scale: 0.1}]"),
     "GroupSettings.match": (MASKED, GROUPED, "train.groups.0.match='cls.*'"),
     "GroupSettings.lr_scale": (MASKED, GROUPED, "train.groups.0.lr_scale=0.5"),
@@ -219,6 +280,26 @@ CASES |= {f"MarianConfig.{change.split('=')[0]}": (SPANS, MARIAN, f"model.{chang
     "decoder_layers=1", "decoder_attention_heads=4", "decoder_ffn_dim=32", "max_position_embeddings=32",
     "activation_function=relu", "dropout=0", "attention_dropout=0.5", "activation_dropout=0.5",
     "scale_embedding=true", "init_std=0.1")}
+
+WHOLE = only("whole.csv")
+CASES |= {f"{settings}.{change.split('=')[0]}": (CLASSES, (*WHOLE, f"task={{type: {kind}}}", *more), f"task.{change}")
+          for settings, kind, cases in (
+    ("RegressionSettings", "regression", {
+        "pair=true": (), "loss=mae": (), "delta=0.1": ("task.loss=huber",), "offset=1": (), "scale=3": (),
+        "range=[0, 3]": ()}),
+    ("MultiLabelSettings", "multi_label", {
+        "pair=true": (), "labels=[c, a, b]": ("task.separator=/",), "separator=/": (), "pos_weight=balanced": (),
+        "thresholds={a/b: 1, c: 1}": ()}),
+) for change, more in cases.items()}
+JOINT = (*WHOLE, "task={type: joint, tasks: {mood: {type: classification}, size: {type: regression}}}")
+CASES |= {
+    "PartSettings.weight": (CLASSES, JOINT, "task.tasks.size.weight=0.1"),
+    "PartSettings.columns": (CLASSES, JOINT, "task.tasks.mood.columns={label: labels}"),
+    "SourceSettings.tasks": (CLASSES, (*JOINT, "data.train=[{path: whole.csv}, {path: more.csv}]"),
+                             "data.train.1.tasks=[mood]"),
+    "DataSettings.temperature": (CLASSES, ("data.train=[{path: whole.csv}, {path: more.csv, limit: 10}]",),
+                                 "data.temperature=2"),
+}
 
 # The models of Llama's shape: what makes one of the small Llama, and the keys that they share.
 ROTARY: dict[str, tuple[str, ...]] = {
@@ -251,6 +332,7 @@ for name in ("Qwen2Config", "Qwen3Config"):
         f"{name}.max_window_layers": (CAUSAL, window, "model.max_window_layers=1"),
         f"{name}.layer_types": (CAUSAL, window, "model.layer_types=[full_attention, sliding_attention]"),
     }
+T5 = ("model={type: t5, d_model: 32, d_kv: 16, d_ff: 64, num_layers: 2, num_heads: 2}",)
 GPT2 = ("model={type: gpt2, n_embd: 32, n_layer: 2, n_head: 2, n_positions: 64}",)
 CASES |= {f"GPT2Config.{key}": (CAUSAL, GPT2, f"model.{key}={value}") for key, value in {
     "vocab_size": "600", "n_positions": "96", "n_embd": "16", "n_layer": "1", "n_head": "4", "n_inner": "32",
@@ -258,17 +340,35 @@ CASES |= {f"GPT2Config.{key}": (CAUSAL, GPT2, f"model.{key}={value}") for key, v
     "layer_norm_epsilon": "0.1", "initializer_range": "0.1", "scale_attn_weights": "false",
     "scale_attn_by_inverse_layer_idx": "true", "tie_word_embeddings": "false",
 }.items()}
+TAGGED = only("tagged.jsonl")
+CASES |= {f"TaggingSettings.{change.split('=')[0]}": (TAGS, (*TAGGED, *more), f"task.{change}") for change, more in {
+    "target=tags": (), "rows=text": (), "scheme=bmes": (), "labels=[B-X, I-X, O]": (), "crf=true": (),
+    "label_smoothing=0.2": (), "learn=all": (), "units=words": ("task.rows=text",),
+    "conflicts=drop": ("task.rows=text", f"{FIRST}.path=crossing.jsonl"), "overlap_tokens=1": ("data.max_tokens=16",),
+}.items()}
+ROTARY_SIZE = ("model={type: llama, hidden_size: 32, num_hidden_layers: 2, num_attention_heads: 2, "
+               "intermediate_size: 64}")
+WITH_DROPOUT = {"GPT2Config": GPT2, "T5Config": T5, **{name: (ROTARY_SIZE, *model) for name, model in ROTARY.items()}}
+for name, model in WITH_DROPOUT.items():
+    CASES[f"{name}.classifier_dropout"] = (TAGS, (*TAGGED, *model), "model.classifier_dropout=0.5")
 # Run into an error before the change, and after it.
-FAILS_BEFORE = {"SourceSettings.format", "SourceSettings.separator", "TrainSettings.non_finite",
-                *(f"{name}.max_position_embeddings" for name in ROTARY)}
-FAILS_AFTER = {"Qwen2Config.use_sliding_window", "Qwen3Config.use_sliding_window",  # without a sliding_window
+FAILS_BEFORE = {"SourceSettings.format", "TaggingSettings.conflicts", "SourceSettings.separator",
+                "TrainSettings.non_finite", *(f"{name}.max_position_embeddings" for name in ROTARY)}
+FAILS_AFTER = {"RegressionSettings.range",  # a row lies beyond
+               "Qwen2Config.use_sliding_window", "Qwen3Config.use_sliding_window",  # without a sliding_window
+               "SpanQASettings.no_answer", "SpanQASettings.unfound",  # some rows have none, one has it elsewhere
                "MarianConfig.max_position_embeddings",  # shorter than data.max_tokens
                *(() if torch.cuda.is_available() else ("TrainSettings.device",))}
 
 ELSEWHERE = {
+    "SpanQASettings.n_best",  # of what `predict` says: test_span_qa.py
+    "TextToTextSettings.generation", "GenerationSettings.num_beams", "GenerationSettings.length_penalty",
+    "GenerationSettings.no_repeat_ngram_size", "GenerationSettings.max_new_tokens",  # the same: test_text_to_text.py
+    "ChatSettings.max_new_tokens",  # of the answers of `predict`: test_chat_task.py
     # That the keys of the kinds of rope act, test_parity.py says.
     "Linear", "Dynamic", "Yarn", "LongRope", "Llama3",
     # Made of settings that are here: any change in them is a change in those.
+    "PartSettings.task", "JointSettings.tasks",
     "Recipe.model", "Recipe.data", "Recipe.task", "Recipe.train", "TrainTokenizer.train", "DataSettings.train",
     "DataSettings.choose", "SourceSettings.normalize",
     "T5Config.is_encoder_decoder", "T5Config.decoder_start_token_id",  # true, the tokenizer's padding: or refused
@@ -281,7 +381,29 @@ ELSEWHERE = {
 
 # A key that would do nothing, or can do nothing, is an error before any row is read.
 USELESS = {
+    "`scheme` does nothing": (TAGS, *TAGGED, "task.target=tags", "task.scheme=bio"),
+    "longer than data.max_tokens": (SPANS, *WRITES, "task.max_target_tokens=40"),
+    "no head for seq2seq_lm": (CAUSAL, *WRITES),
+    "acts in beam search only": (SPANS, *WRITES, "task.generation={length_penalty: 2}"),
+    "take the middle out": (CHAT, "data.too_long=both"),
+    "has no chat template": (CHAT, "task.template=null"),
+    "there is no|no row says": (CAUSAL, f"{FIRST}.fill={{nobody: says}}"),
     "too_long": (MASKED, "data.too_long=tail"),
+    "is for single texts": (CLASSES, *only("pairs.csv"), "task.pair=true", "data.too_long=window"),
+    "less than half of data.max_tokens": (CLASSES, *WINDOWS, "data.overlap_tokens=4"),
+    "no text is read in windows": (CLASSES, "data.pool=max"),
+    "overlap_tokens": (CLASSES, "data.overlap_tokens=4"),
+    "several sources": (CLASSES, "data.temperature=2"),
+    "no task `mood`": (CLASSES, f"{FIRST}.tasks=[mood]"),
+    "`delta` does nothing": (CLASSES, *WHOLE, "task={type: regression, delta: 1}"),
+    "have no mean": (CLASSES, "train.best={metric: {loss: 1, accuracy: 1}}"),
+    "not one answer to a whole text": (MASKED, "data.augment={delete: 10%}"),
+    "it does nothing": (CLASSES, "data.augment={share: 10%}"),
+    "window is not for this task": (PAIRS, *GRADED, "data.too_long=window"),
+    "`range` does nothing here": (PAIRS, *GRADED, "task.range=[0, 5]"),
+    "does not go with": (PAIRS, *GRADED, "task.loss=infonce"),
+    "no weights to stay near": (MASKED, "train.l2_sp=0.1"),
+    "no scores to compare": (MASKED, "train.r_drop=1"),
     "evaluate_every": (MASKED, "data.choose.carve=0", "train.evaluate_every=1"),
     "best": (MASKED, "data.choose.carve=0", "train.best={}"),
     "samples": (CAUSAL, "data.choose.carve=0", "train.samples=[新]"),
@@ -301,6 +423,9 @@ USELESS = {
     "nesterov": (MASKED, "train.optimizer={type: sgd, momentum: 0, nesterov: true}"),
     "betas": (MASKED, "train.optimizer={type: sgd, betas: [0.9, 0.9]}"),
     "decay": (MASKED, "train.schedule={type: wsd, decay: 0}"),
+    "`unfreeze` does nothing here": (MASKED, "train.unfreeze={every: 1}",
+                                     "train.groups=[{match: 'bert.*', freeze: true}]"),
+    "greater than 0": (MASKED, "train.unfreeze={every: 0}"),
     "the group does nothing": (MASKED, "train.groups=[{match: '*'}]"),
     "matches `pooler": (MASKED, "train.groups=[{match: 'pooler.*', lr_scale: 2}]"),
     "vectors alone": (MASKED, "train.groups=[{match: '*.bias', weight_decay: 1}]"),
@@ -331,6 +456,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.txt").write_text(lines)
     (folder / "people.data").write_text(lines)
     (folder / "copies.txt").write_text(lines + "\n" + lines)
+    tagged = [{"text": text, "tokens": [text[start:end] for start, end in split_units(text, "mixed")],
+               "entities": [{"start": 0, "end": 2, "type": "X"}]} for text in news if text[0] > "z"]
+    for row in tagged:
+        row["tags"] = ["B-X", "I-X", *["O"] * (len(row["tokens"]) - 2)]
+    tagged += [{"text": text, "tokens": text.split(), "tags": ["B-X"] + ["O"] * (len(text.split()) - 1), "entities": []}
+               for text in news if text[0] <= "z"]
+    write_jsonl(folder / "tagged.jsonl", tagged)
+    crossing = [{"start": 1, "end": 3, "type": "X"}, {"start": 2, "end": 4, "type": "X"}]
+    write_jsonl(folder / "crossing.jsonl", ({**row, "entities": crossing} for row in tagged))
+    (folder / "named.txt").write_text("\n".join(f"{{{{place}}}}：{text}" for text in news))
+    said = [text.split("，") for text in news]
+    (folder / "talks.jsonl").write_text("".join(json.dumps({"messages": [
+        {"role": ("user", "assistant")[i % 2], "content": part} for i, part in enumerate([*parts, *parts])]}) + "\n"
+        for parts in said))
+    asked = small_data.questions(60)
+    write_jsonl(folder / "questions.jsonl", [*asked, {**asked[0], "question": "哪儿？", "answers": ["不在原文中"]}])
     (folder / "gbk.txt").write_bytes(lines.encode("gbk"))
     wild = (f" ＡＢＣ　１２３ ㎏ 國語 {text} " for text in news)
     (folder / "wild.txt").write_text("\n".join(wild))
@@ -338,6 +479,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "lists.jsonl").write_text(
         "".join(json.dumps({"text": text.split("，") if i % 2 else text}) + "\n" for i, text in enumerate(news)))
     write_csv(folder / "two.csv", ("text", "other"), zip(news, small_data.news(60, seed=2), strict=True))
+    write_csv(folder / "graded.csv", ("text_a", "text_b", "text_c", "score", "label"),
+              [(text, other, news[i - 7], i % 5, label)
+               for i, ((text, label), other) in enumerate(zip(small_data.reviews(60), news, strict=True))])
+    for name, texts in (("whole", [text for text, _ in small_data.reviews(60)]), ("more", news)):
+        write_csv(folder / f"{name}.csv", ("text", "text_a", "text_b", "label", "score", "labels"),
+                  [(text, text, other, ("positive", "negative")[i % 2], i % 5, ("a/b", "c")[i % 2])
+                   for i, (text, other) in enumerate(zip(texts, news, strict=True))])
     write_csv(folder / "pairs.csv", ("text", "text_a", "text_b", "label"),
               [(text, other, text, label) for (text, label), other in zip(small_data.reviews(60), news, strict=True)])
     (folder / "caret.csv").write_text((folder / "two.csv").read_text().replace(",", "^"))
@@ -383,7 +531,7 @@ def outcome(task: str, overrides: tuple[str, ...], data: Path) -> dict[str, Any]
     return {
         "log": [{key: value for key, value in row.items() if key != "tokens_per_second"} for row in rows],
         "files": files, "machine": json.loads((folder / "run.json").read_text())["machine"],
-        "weights": sha256_file(folder / "model" / "model.safetensors"),
+        "weights": [sha256_file(file) for file in sorted((folder / "model").glob("*.safetensors"))],
         "tokenizer": sha256_file(folder / "model" / "tokenizer.json"),
     }
 

@@ -10,7 +10,8 @@ import pytest
 
 import small_data
 from command import Command, wenmo
-from wenmo.files import read_jsonl
+from wenmo.files import read_jsonl, write_jsonl
+from wenmo.stages.split import split
 
 __all__ = ["wenmo"]  # the fixture
 
@@ -35,6 +36,19 @@ def test_parts_share_no_text_and_nothing_is_lost(tmp_path: Path, wenmo: Command)
     assert {name: part["rows"] for name, part in told["parts"].items()} == {"report": 50, "choose": 20, "train": 230}
     assert {(row["text"], row["label"]) for part in made.values() for row in part} == set(rows)
     assert sum(len(texts(part)) for part in made.values()) == 300
+
+
+def test_a_question_may_be_asked_of_many_texts(tmp_path: Path) -> None:
+    """Only where the context is the same too is it a duplicate; a translation is one where its source is the same."""
+    rows = small_data.questions(30)
+    write_jsonl(tmp_path / "questions.jsonl", [*rows, *rows[:9]])
+    made = split([str(tmp_path / "questions.jsonl")], tmp_path / "out", ["report=5", "train"],
+                 columns=("question", "context", "answers"))["parts"]
+    assert made["report"]["rows"] + made["train"]["rows"] == len({(row["question"], row["context"]) for row in rows})
+    write_jsonl(tmp_path / "pairs.jsonl", [{"source": f"a{n % 5}", "target": f"b{n}"} for n in range(20)])
+    made = split([str(tmp_path / "pairs.jsonl")], tmp_path / "pairs", ["report=2", "train"],
+                 columns=("source", "target"))["parts"]
+    assert made["report"]["rows"] + made["train"]["rows"] == 5
 
 
 def test_the_order_of_the_file_does_not_matter_and_the_seed_does(tmp_path: Path, wenmo: Command) -> None:

@@ -270,7 +270,8 @@ def test_rates_fall_from_layer_to_layer() -> None:
 
 
 @pytest.mark.parametrize(("groups", "layer_decay", "model", "fault"), [
-    ([{"match": "emb*", "lr_scale": 2}, {"match": "embeddings.*", "lr_scale": 3}], None, Layers, "there are: layers.0"),
+    ([{"match": "emb*", "lr_scale": 2}, {"match": "embeddings.*", "lr_scale": 3}], None, Layers,
+     "there are: layers.*.weight"),
     ([{"match": "nothing", "freeze": True}], None, Layers, "matches `nothing`"),
     ([{"match": "*", "freeze": True}], None, Layers, "nothing to train"),
     ([{"match": "*.bias", "weight_decay": 0.1}], None, Layers, "vectors alone"),

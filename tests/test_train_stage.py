@@ -362,7 +362,7 @@ def test_the_card(tmp_path: Path, data: Path, task: str) -> None:
     trained = run(recipe(task, steps=8), tmp_path / "run", data)
     card = json.loads((trained.folder / "model" / "wenmo.json").read_text())
     assert list(card["tasks"]) == [task]
-    assert card["tasks"][task]["lengths"] == {"max_tokens": 64, "too_long": "head"}
+    assert card["tasks"][task]["lengths"] == {"max_tokens": 64, "too_long": "head", "overlap_tokens": 0, "pool": "mean"}
     if task == "classification":
         assert card["tasks"][task]["labels"] == ["negative", "positive"]
     lineage = card["lineage"]

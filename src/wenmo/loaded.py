@@ -5,32 +5,42 @@ In: a reference to a model. Out: `Loaded`, with the same verbs for every family:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 
 from wenmo import device as machine
-from wenmo import golden
+from wenmo import embedding_files, golden
 from wenmo.config import parse
 from wenmo.data.examples import Rows
 from wenmo.data.loader import evaluation_batches
 from wenmo.data.sequence import Sequence as Tokens
 from wenmo.data.sequence import examples_of
 from wenmo.device import Device
-from wenmo.errors import DataError, ModelError, say
+from wenmo.engine import Engine, EngineSettings
+from wenmo.errors import DataError, ModelError, UsageError, say
 from wenmo.generate import Completion, Piece, Sampling, generate, stream
-from wenmo.modeldir import Opened, open_model
-from wenmo.models import CustomHeads
+from wenmo.modeldir import Opened, merge, open_model
+from wenmo.models import CustomHeads, is_task_head
+from wenmo.nn.pooling import Pooling, pooled
 from wenmo.notebook import facts, fragment
 from wenmo.objectives import hidden_of
-from wenmo.tasks import CustomTasks, Lengths, Task, create_task, task_from_card
+from wenmo.tasks import CustomTasks, Encoded, Joint, Lengths, Task, create_task, joint_of, task_from_card
+from wenmo.tasks.chat import Chat, ChatSettings
 from wenmo.tasks.language_modeling import CausalLMSettings, MaskedLMSettings
+from wenmo.tasks.similarity import SimilaritySettings
+from wenmo.tasks.tagging import Tagging
+from wenmo.tasks.vectors import text_ids
 from wenmo.text import chat
+from wenmo.text.messages import asked as asked_messages
+from wenmo.text.messages import with_system
 from wenmo.text.normalize import NormalizeSettings, normalized, normalizer
+from wenmo.text.source import text_column
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
@@ -47,18 +57,32 @@ def load(reference: str | Path, *, device: str = "auto", dtype: machine.DType = 
     return Loaded(opened, machine.choose(device, dtype, threads), str(reference), tasks)
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row, the task's outputs of its sequences, and how many of its tokens were not read."""
+
+    row: Mapping[str, Any]
+    outputs: list[Any]
+    cut_tokens: int
+
+
 class Loaded:
     """A model ready to answer. `task` is what it was trained for; a bare language model has language modelling."""
 
     def __init__(self, opened: Opened, on: Device, reference: str, tasks: CustomTasks | None = None) -> None:
         self.opened, self.on, self.reference = opened, on, reference
+        merge(opened)  # an adapter costs nothing to answer with
         self.model = opened.model.to(device=on.device, dtype=on.dtype).eval()
         self.model.compute_dtype = on.dtype
         self.normalize = normalizer(parse(NormalizeSettings, opened.card.get("normalize", {}), reference))
         self.tasks: dict[str, Task] = {}
+        self.joint: Joint | None = None  # of a model of several tasks: all of them in one
         if opened.tokenizer is not None:
             for name, card in opened.card.get("tasks", {}).items():
                 self.tasks[name] = task_from_card(card, opened.tokenizer, reference, tasks)
+            if any(map(is_task_head, self.model.heads)):
+                self.joint = joint_of(opened.card["tasks"], self.tasks, opened.tokenizer, reference)
+                self.tasks = {name: self.joint.only(name) for name in self.tasks}
             if not self.tasks:
                 self.tasks.update(_implied_tasks(opened, opened.tokenizer))
 
@@ -105,9 +129,15 @@ class Loaded:
         return self.opened.tokenizer
 
     def task(self, name: str | None = None) -> Task:
-        """The named task, or the only one. Raises ModelError."""
+        """The named task, or the only one, or all that there are in one (tasks/joint.py); by name also what a language
+        model can be measured at without having been trained for it. Raises ModelError."""
+        if name is None and self.joint is not None:
+            return self.joint
         if name is None and len(self.tasks) == 1:
             return next(iter(self.tasks.values()))
+        further = None if name in self.tasks else _further_task(self.opened, name)
+        if further is not None:
+            return further
         if name not in self.tasks:
             known = ", ".join(self.tasks) or say("none", "无")
             raise ModelError(
@@ -121,14 +151,20 @@ class Loaded:
     def outputs(self, rows: Sequence[Mapping[str, Any]], task: Task, *, with_targets: bool = False) -> list[list[Any]]:
         """For each row the task's outputs of its sequences, in order. Rows are batched by length; texts are normalised
         as they were for training."""
-        encoded = [self._encoded(number, row, task, with_targets) for number, row in enumerate(rows)]
-        return self._run(encoded, lambda batch: task.outputs(self.model, batch))
+        return self.outputs_and_cuts(rows, task, with_targets=with_targets)[0]
 
-    def _encoded(self, number: int, row: Mapping[str, Any], task: Task, with_targets: bool) -> list[Tokens]:
+    def outputs_and_cuts(self, rows: Sequence[Mapping[str, Any]], task: Task, *,
+                         with_targets: bool = False) -> tuple[list[list[Any]], list[int]]:
+        """`outputs`, and how many tokens of each row were not read, since it is longer than the task reads."""
+        encoded = [self._encoded(number, row, task, with_targets) for number, row in enumerate(rows)]
+        outputs = self._run([row.sequences for row in encoded], lambda batch: task.outputs(self.model, batch))
+        return outputs, [row.cut_tokens for row in encoded]
+
+    def _encoded(self, number: int, row: Mapping[str, Any], task: Task, with_targets: bool) -> Encoded:
         change = self.normalize
         if change is not None:
-            row = {**row, **{name: normalized(row[name], change) for name in task.settings.columns}}
-        return task.encode(number, row, with_targets=with_targets).sequences
+            row = {**row, **{name: normalized(row[name], change) for name in task.settings.columns if name in row}}
+        return task.encode(number, row, with_targets=with_targets)
 
     def _run(self, encoded: list[list[Tokens]], forward: Any) -> list[list[Any]]:
         """The windows of a long text are spread over batches: its length is no matter of memory."""
@@ -147,7 +183,8 @@ class Loaded:
         return results
 
     def predict(self, rows: Sequence[Mapping[str, Any] | str], task: str | None = None) -> list[dict[str, Any]]:
-        """The task's answer to each row; a string stands for {"text": …}. Raises DataError for a missing column."""
+        """The task's answer to each row; a string stands for {"text": …} or {"source": …}. Raises DataError for a
+        missing column."""
         answers = []
         for answer in self.answers(rows, task):
             if isinstance(answer, DataError):
@@ -162,20 +199,32 @@ class Loaded:
         A DataError among the rows (one that could not be read) stays in its place. `first`: the number of the first.
         """
         chosen = self.task(task)
-        encoded: list[list[Tokens] | DataError] = []
-        for number, row in enumerate(rows, first):
-            try:
-                encoded.append(self._asked(number, {"text": row} if isinstance(row, str) else row, chosen))
-            except DataError as error:
-                encoded.append(error)
-        good = [sequences for sequences in encoded if not isinstance(sequences, DataError)]
-        outputs = iter(self._run(good, lambda batch: chosen.outputs(self.model, batch)))
-        return [row if isinstance(row, DataError) else chosen.decode(next(outputs)) for row in encoded]
+        return [found if isinstance(found, DataError) else decoded(chosen, found)
+                for found in self.answered(rows, chosen, first)]
 
-    def _asked(self, number: int, row: Mapping[str, Any] | DataError, task: Task) -> list[Tokens]:
-        if isinstance(row, DataError):
-            raise row
-        for column in task.settings.columns:
+    def answered(self, rows: Sequence[Mapping[str, Any] | str | DataError], chosen: Task,
+                 first: int = 0) -> list[Answered | DataError]:
+        """What `answers` decodes."""
+        asked: list[tuple[Mapping[str, Any], Encoded] | DataError] = []
+        for number, given in enumerate(rows, first):
+            try:
+                if isinstance(given, DataError):
+                    raise given
+                row = {text_column(chosen.settings.columns): given} if isinstance(given, str) else given
+                asked.append((row, self._asked(number, row, chosen)))
+            except DataError as error:
+                asked.append(error)
+        good = [found[1].sequences for found in asked if not isinstance(found, DataError)]
+        outputs = iter(self._run(good, lambda batch: chosen.outputs(self.model, batch)))
+        return [found if isinstance(found, DataError) else Answered(found[0], next(outputs), found[1].cut_tokens)
+                for found in asked]
+
+    def _asked(self, number: int, row: Mapping[str, Any], task: Task) -> Encoded:
+        if "messages" in task.settings.columns:
+            row = asked_messages(row)
+        if isinstance(task, Tagging):
+            row = task.question(row)
+        for column in () if isinstance(task, Joint) else task.settings.columns:  # a joint task takes what is there
             if row.get(column) in (None, "", []):
                 raise DataError(
                     say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
@@ -195,34 +244,73 @@ class Loaded:
         outputs = self.outputs([{"text": text} for text in texts], task)
         return [0.0 - sum(window.nll_nats for window in windows) for windows in outputs]
 
-    def embed(self, texts: Sequence[str], *, normalise: bool = True) -> np.ndarray:
-        """[number of texts, D] in fp32: the mean of the last hidden states (or the first one's, as the model's card
-        says), of length 1 unless told otherwise. Longer texts are cut at the model's length."""
-        pooling = self.opened.card.get("pooling", "mean")
-        two_stacks = getattr(self.model.config, "is_encoder_decoder", False) and "encoder" not in self.model.heads
-        if pooling not in ("mean", "cls") or two_stacks:
+    def embed(self, texts: Sequence[str], *, normalise: bool | None = None, prompt: str | None = None) -> np.ndarray:
+        """[number of texts, D] in fp32, pooled as the model's folder says, else the mean of the last hidden states; of
+        length one unless the folder says otherwise (`normalise` wins). `prompt`: the name of one that the model has
+        (`query`, `document`), to stand before each text. Longer texts are cut at the model's length.
+        """
+        how = embedding_files.of_card(self.opened.card)
+        pooling, two_stacks = how.get("pooling", "mean"), getattr(self.model.config, "is_encoder_decoder", False)
+        unsupported = [*how.get("unsupported", ()), *(() if pooling in get_args(Pooling) else (pooling,)),
+                       *(("encoder–decoder",) if two_stacks and "encoder" not in self.model.heads else ())]
+        if unsupported:
             raise ModelError(
                 say("this model makes its vectors in a way that is not supported", "不支持此模型得到向量的方式"),
-                where=self.reference, mend=say(f"use an encoder with mean or cls pooling; this one: {pooling}",
-                                               f"请使用以 mean 或 cls 汇聚的编码器；此模型为 {pooling}"))
-        if not texts:
-            return np.zeros((0, self.model.config.width), np.float32)
-        longest = min(self.opened.max_tokens or 512, int(self.opened.card.get("max_embed_tokens", 512)))
+                where=f"{self.reference}: {', '.join(unsupported)}",
+                mend=say("use an encoder whose vectors are pooled by mean, cls, max or last, without further steps",
+                         "请使用以 mean、cls、max 或 last 汇聚、没有其他步骤的编码器"))
+        before, longest = self._prompt(prompt, how), self.opened.max_tokens or 512
+        lengths = Lengths(max_tokens=min(longest, int(how.get("max_tokens") or 512)))
         encoded = []
         for number, text in enumerate(texts):
-            ids = self.tokenizer.encode(text)[: longest - self.tokenizer.num_wrapping(False)]
-            wrapped, _ = self.tokenizer.wrap(ids)
-            if not wrapped:
-                raise DataError(say("an empty text has no embedding", "空文本没有向量"), where=f"{number}",
-                                mend=say("remove it", "请删除"))
-            encoded.append([Tokens(number, {"ids": np.asarray(wrapped)})])
+            text = text if self.normalize is None else self.normalize(text)
+            ids, _ = text_ids(self.tokenizer, text, before, lengths, number)
+            encoded.append([Tokens(number, {"ids": np.asarray(ids)})])
 
-        def pooled(batch: Any) -> list[np.ndarray]:
-            parts = torch.split(hidden_of(self.model, batch.text).float(), list(batch.text.lengths))
-            return [(part[0] if pooling == "cls" else part.mean(0)).cpu().numpy() for part in parts]
+        def vectors(batch: Any) -> list[np.ndarray]:
+            return list(pooled(hidden_of(self.model, batch.text), batch.text.lengths, pooling).cpu().numpy())
 
-        vectors = np.stack([vector for [vector] in self._run(encoded, pooled)])
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True).clip(1e-12) if normalise else vectors
+        if not encoded:
+            return np.zeros((0, self.model.config.width), np.float32)
+        found = np.stack([vector for [vector] in self._run(encoded, vectors)])
+        one_long = how.get("normalise", True) if normalise is None else normalise
+        return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12) if one_long else found
+
+    def token_states(self, texts: Sequence[str], layer: int | None = None) -> list[tuple[list[int], np.ndarray]]:
+        """For each text the ids of its own tokens, and a vector for each: (ids, [T, D] in fp32). They are those after
+        the last layer, or after that `layer`, counted from 1. Control tokens are read but not given; longer texts are
+        cut."""
+        room = (self.opened.max_tokens or 512) - self.tokenizer.num_wrapping(False)
+        ids = [self.tokenizer.encode(text if self.normalize is None else self.normalize(text))[:room] for text in texts]
+        encoded = [[Tokens(number, {"ids": np.asarray(self.tokenizer.wrap(own)[0])})] if own else []
+                   for number, own in enumerate(ids)]
+        seen: dict[str, torch.Tensor] = {}
+
+        def states(batch: Any) -> list[np.ndarray]:
+            hidden_MD = self.model(batch.text.ids_M, batch.text.lengths, taps=lambda name, x: seen.setdefault(name, x))
+            if layer is not None and f"layers.{layer - 1}" not in seen:
+                number = sum(name.startswith("layers.") for name in seen)
+                raise ModelError(say(f"the model has {number} layers", f"模型有 {number} 层"), where=f"layer {layer}",
+                                 mend=f"1 … {number}")
+            hidden_MD = hidden_MD if layer is None else seen[f"layers.{layer - 1}"]
+            seen.clear()
+            return [part.cpu().numpy() for part in torch.split(hidden_MD.float(), list(batch.text.lengths))]
+
+        before = len(self.tokenizer.prefix)
+        none = np.zeros((0, self.model.config.width), np.float32)
+        return [(own, found[0][before : before + len(own)] if found else none)
+                for own, found in zip(ids, self._run(encoded, states), strict=True)]
+
+    def _prompt(self, name: str | None, how: Mapping[str, Any]) -> str:
+        """Raises ModelError for a prompt that the model does not have."""
+        prompts = how.get("prompts", {})
+        if name is None:
+            return str(how.get("default_prompt", ""))
+        if name not in prompts:
+            known = ", ".join(prompts) or say("none", "无")
+            raise ModelError(say(f"the model has no prompt `{name}`", f"模型没有提示 `{name}`"), where=self.reference,
+                             mend=say(f"its prompts: {known}", f"它的提示：{known}"))
+        return str(prompts[name])
 
     # Text out -------------------------------------------------------------------------------------------
 
@@ -241,6 +329,21 @@ class Loaded:
         self._needs_to_generate()
         yield from stream(self.model, self.tokenizer, [ids], self.sampling(sampling), self.ends(), self.banned())
 
+    def engine(self, settings: EngineSettings | Mapping[str, Any] | None = None) -> Engine:
+        """An engine, which continues many texts at once, for a model that was loaded in fp32 on the CPU. The format of
+        the engine's settings says how it computes. It packs the weights in place: the model is its own from then on.
+
+        Raises UsageError for another device or number format, RecipeError for what is no setting.
+        """
+        self._needs("causal_lm", say("generate", "生成"))
+        if self.on.device.type != "cpu" or self.on.dtype != torch.float32:
+            raise UsageError(
+                say("the engine takes a model in fp32 on the CPU, and changes the format itself",
+                    "引擎接受 CPU 上的 fp32 模型，并自行转换格式"), where=str(self.on),
+                mend='wenmo.load(…, device="cpu", dtype="fp32").engine({"format": "bf16"})')
+        chosen = settings if isinstance(settings, EngineSettings) else parse(EngineSettings, settings or {}, "engine")
+        return Engine(self.model, self.tokenizer, chosen, ends=self.ends(), banned=self.banned())
+
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt as the model saw the beginnings of texts in training; of a source with what ends it."""
         self._needs_to_generate()
@@ -250,8 +353,13 @@ class Loaded:
         return [*self.opened.card.get("document_start", self.tokenizer.prefix), *ids]
 
     def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids of a conversation that ends where the model is to answer. Raises DataError without a chat template."""
-        return chat.render(self.tokenizer, messages, add_generation_prompt=True)
+        """Ids of a conversation that ends where the model is to answer, with the system message of its training above
+        one that has none. Raises DataError for what are no messages, TokenizerError without a chat template."""
+        system = next((task.settings.system for task in self.tasks.values() if isinstance(task, Chat)), "")
+        change = self.normalize
+        given = with_system(messages, system)
+        return chat.render(self.tokenizer, given if change is None else normalized(given, change),
+                           add_generation_prompt=True)
 
     def sampling(self, given: Mapping[str, Any]) -> Sampling:
         """Raises RecipeError for what is no setting of `generate.Sampling`."""
@@ -281,6 +389,27 @@ class Loaded:
                 where=self.reference, mend=say(f"its heads: {heads}", f"它的输出头：{heads}"))
 
 
+def decoded(task: Task, answered: Answered) -> dict[str, Any] | DataError:
+    """The answer, with `truncated_tokens` where a part of the row was not read."""
+    try:
+        answer = task.decode(answered.row, answered.outputs)
+    except DataError as error:  # a row that cannot be answered costs itself
+        return error
+    return {**answer, "truncated_tokens": answered.cut_tokens} if answered.cut_tokens else answer
+
+
+def _further_task(opened: Opened, name: str | None) -> Task | None:
+    """A language model of any training has a likelihood for texts, and, with a chat template, for answers."""
+    tokenizer, longest = opened.tokenizer, opened.max_tokens or 1024
+    if tokenizer is None or "causal_lm" not in opened.model.heads:
+        return None
+    if name == "causal_lm":
+        return create_task(CausalLMSettings(), tokenizer, Lengths(max_tokens=longest))
+    if name == "chat" and tokenizer.chat_template is not None:
+        return create_task(ChatSettings(), tokenizer, Lengths(max_tokens=longest, too_long="window"))
+    return None
+
+
 def _implied_tasks(opened: Opened, tokenizer: Tokenizer) -> dict[str, Task]:
     """A checkpoint from elsewhere has no card: a language model can at least be measured as one."""
     model = opened.model
@@ -289,11 +418,45 @@ def _implied_tasks(opened: Opened, tokenizer: Tokenizer) -> dict[str, Task]:
         return {"causal_lm": create_task(CausalLMSettings(), tokenizer, Lengths(max_tokens=longest))}
     if "masked_lm" in model.heads and "mask" in tokenizer.control:
         return {"masked_lm": create_task(MaskedLMSettings(), tokenizer, Lengths(max_tokens=longest))}
-    several = opened.carried.get("problem_type") in (None, "single_label_classification")
-    if model.heads.get("classification", 0) > 1 and several:
-        names = opened.carried.get("id2label") or {}
-        labels = [names.get(str(index), f"LABEL_{index}") for index in range(model.heads["classification"])]
-        card = {"type": "classification", "labels": labels, "lengths": {"max_tokens": longest}}
-        return {"classification": task_from_card(card, tokenizer, "config.json")}
-    return {}
+    how = embedding_files.of_card(opened.card)
+    if not model.heads and how.get("pooling") in get_args(Pooling) and "unsupported" not in how:
+        before = how.get("default_prompt")
+        settings = SimilaritySettings(pooling=how["pooling"],
+                                      prompts={"query": before, "document": before} if before else {})
+        lengths = Lengths(max_tokens=min(int(how.get("max_tokens") or 512), longest))
+        return {"similarity": create_task(settings, tokenizer, lengths)}
+    card = _implied_card(opened)
+    if card is None:
+        return {}
+    return {card["type"]: task_from_card({**card, "lengths": {"max_tokens": longest}}, tokenizer, "config.json")}
+
+
+def _implied_card(opened: Opened) -> dict[str, Any] | None:
+    """What config.json says that the scores of a head mean; None where it says nothing that there is a task for."""
+    if "seq2seq_lm" in opened.model.heads and opened.tokenizer is not None and {"pad", "eos"} <= set(
+            opened.tokenizer.control):
+        given = {**opened.carried, **opened.generation}
+        generation = {key: given[key] for key in ("num_beams", "no_repeat_ngram_size") if given.get(key)}
+        if generation.get("num_beams", 1) > 1 and given.get("length_penalty") is not None:
+            generation["length_penalty"] = given["length_penalty"]
+        # Theirs counts the token that a target begins with.
+        most = int(given.get("max_new_tokens") or int(given.get("max_length") or 513) - 1)
+        return {"type": "text_to_text", "generation": generation,
+                "max_target_tokens": max(2, min(most, opened.max_tokens or most))}
+    problem, names, heads = opened.carried.get("problem_type"), opened.carried.get("id2label") or {}, opened.model.heads
+    num_classes = heads.get("classification", 0)
+    labels = [str(names.get(str(index), f"LABEL_{index}")) for index in range(num_classes or heads.get("tagging", 0))]
+    if "tagging" in heads:
+        entities = "O" in labels and all(re.fullmatch("O|[BI]-.+", label) for label in labels)
+        return {"type": "tagging", "target": "entities" if entities else "tags", "labels": labels, "units": "words"}
+    if "span_qa" in heads:
+        return {"type": "span_qa", "metric": "squad", "no_answer": False}
+    if num_classes and problem == "multi_label_classification":
+        return {"type": "multi_label", "labels": labels}
+    if num_classes == 1 and problem in (None, "regression"):
+        pair = "sentence_transformers" in opened.carried  # its cross-encoders read two texts
+        return {"type": "regression", "pair": pair, "offset": 0.0, "scale": 1.0}
+    if num_classes > 1 and problem in (None, "single_label_classification"):
+        return {"type": "classification", "labels": labels}
+    return None
 

@@ -20,6 +20,8 @@ from wenmo.files import atomic_folder, sha256_file
 from wenmo.hub.fetch import is_reference
 from wenmo.hub.fetch import model as from_hub
 
+ADAPTER_CONFIG = "adapter_config.json"  # in the folder of an adapter, which needs no config.json (see adapter.py)
+
 
 def locate(reference: str, weights: bool = True) -> Path:
     """The model folder (with config.json) or .gguf file that a reference names. Raises ModelError.
@@ -38,10 +40,9 @@ def locate(reference: str, weights: bool = True) -> Path:
                      "可以是目录、训练目录（Run）、.gguf 文件、hf:组织/名称、ms:组织/名称 或 pkg:包名"))
     if path.is_file():
         return _file(path)
-    if (path / "config.json").exists():
-        return path
-    if (path / "model" / "config.json").exists():
-        return path / "model"
+    for folder in (path, path / "model"):
+        if (folder / "config.json").exists() or (folder / ADAPTER_CONFIG).exists():
+            return folder
     checkpoints = [each for each in (path / "checkpoints").glob("step-*") if each.name[5:].isdigit()]
     if checkpoints:
         checkpoints.sort(key=lambda checkpoint: int(checkpoint.name[5:]))
@@ -55,6 +56,11 @@ def locate(reference: str, weights: bool = True) -> Path:
         where=reference,
         mend=say("give the folder that holds config.json and model.safetensors",
                  "请指定含有 config.json 和 model.safetensors 的目录"))
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a model's folder holds an adapter alone: matrices to be added to those of another model."""
+    return (path / ADAPTER_CONFIG).exists() and not (path / "model.safetensors").exists()
 
 
 def _file(path: Path) -> Path:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import platform
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +18,32 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wenmo import __version__
+from wenmo import __version__, embedding_files
+from wenmo import adapter as adapters
 from wenmo.config import parse
 from wenmo.errors import ModelError, RecipeError, say
 from wenmo.files import atomic_folder, sha256, write_json
-from wenmo.locate import locate
-from wenmo.models import CustomHeads, architecture, create, gguf, read_config
-from wenmo.models.custom_head import PLACE, kinds_on
+from wenmo.locate import is_adapter, locate
+from wenmo.models import CustomHeads, architecture, create, gguf, lora, read_config
+from wenmo.models.custom_head import CRF_KIND, PLACE, kinds_on
+from wenmo.models.task_heads import TASK_HEADS, is_task_head
 from wenmo.tensors import load_tensors, save_tensors
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
+from wenmo.text.tokenizer_files import has_tokenizer
 
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "wenmo.json"
 _GENERATION = "generation_config.json"
+_OF_READING = ("normalize", "document_start", "languages", "embedding")  # parts of a card
+LABELLED = ("classification", "tagging")  # the head kinds with an output for each label
+# Task → Hugging Face's word for what a classification head's scores mean.
+PROBLEM_TYPES = {"classification": "single_label_classification", "multi_label": "multi_label_classification",
+                 "regression": "regression"}
 # The output vocabulary, where it has a name of its own.
 _OUTPUTS = ("lm_head.weight", "lm_head.decoder.weight", "cls.predictions.decoder.weight")
+_PUT_ON = (f"{PLACE}.", f"{TASK_HEADS}.")
+# Beginnings of the names of heads' parameters, where the body's have no prefix that tells them apart.
+_HEADS = ("classifier.", "score.", "qa_outputs.", f"{CRF_KIND}.")
 
 
 @dataclass
@@ -47,6 +58,8 @@ class Opened:
     folder: Path | None = None
     initialised: list[str] = field(default_factory=list)  # parameters that the files did not have
     left_out: list[str] = field(default_factory=list)  # stored tensors that these heads have no place for
+    adapter: lora.Adapter | None = None  # where only what was put on the `base` is the model's own, and is saved
+    base: adapters.Base | None = None
 
     @property
     def max_tokens(self) -> int | None:
@@ -68,23 +81,15 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
     user's own (models/custom_head.py); a model that was saved with one opens with it alone.
     """
     path = locate(reference)
-    if path.suffix == ".gguf":
-        config_dict, state, fields = gguf.read(path)
-        tokenizer: Tokenizer | None = from_gguf(fields)
-        card: dict[str, Any] = {}
-        generation: dict[str, Any] = {}
-    else:
-        config_dict = _read_json(path / "config.json")
-        state = _read_weights(path)
-        tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
-        card = _read_json(path / CARD) if (path / CARD).exists() else {}
-        generation = _read_json(path / _GENERATION) if (path / _GENERATION).exists() else {}
-        card = {**_read_sentence_settings(path), **card}
+    files = _read(path)
+    config_dict, tokenizer, stored = files.config, files.tokenizer, files.adapter
     cls = architecture(str(config_dict.get("model_type")), str(path))
-    wanted = _saved_heads(cls, config_dict, card, custom or {}, path) if heads is None else dict(heads)
-    state = _our_names(cls, state)
+    wanted = _saved_heads(cls, files, custom or {}, path) if heads is None else dict(heads)
+    state = _our_names(cls, files.state)
     with _unsupported():
         config, carried = read_config(cls.config_class, config_dict, str(path))
+        if stored is not None:
+            config = parse(cls.config_class, {**config.model_dump(), **stored.base.changes}, str(path))
     if changes:
         config = parse(cls.config_class, {**config.model_dump(), **changes}, "model.config")
     with _unsupported():
@@ -92,10 +97,18 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
         if _output_differs(model, state):
             config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))
             model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
-    initialised, left_out = _load(model, state, strict=heads is None, where=path)
+    opened = Opened(model, tokenizer, files.card, carried, files.generation, path)
+    if stored is not None:
+        tensors = _our_names(cls, stored.tensors)
+        opened.adapter, opened.base = lora.put_back(model, stored.settings, tensors, str(path)), stored.base
+        state |= tensors
+    opened.initialised, opened.left_out = _load(model, state, strict=heads is None, where=path)
     if tokenizer is not None:
         check_vocabulary(tokenizer, config.vocab_size, str(path))
-    return Opened(model.eval(), tokenizer, card, carried, generation, path, initialised, left_out)
+    model.eval()
+    if stored is not None and heads is not None:  # for other heads an adapter is where to begin, as a whole model
+        merge(opened)
+    return opened
 
 
 def open_tokenizer(reference: str) -> Tokenizer:
@@ -103,6 +116,8 @@ def open_tokenizer(reference: str) -> Tokenizer:
     path = locate(reference, weights=False)
     if path.suffix == ".gguf":
         return from_gguf(gguf.read_fields(path))
+    if is_adapter(path) and not has_tokenizer(path):
+        return open_tokenizer(str(_read_adapter(locate(reference)).base.path))
     return Tokenizer.load(path)
 
 
@@ -115,6 +130,41 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, where: str) -> None:
             mend=say("use the tokenizer that the model was trained with", "请使用训练该模型时的分词器"))
 
 
+@dataclass
+class _Files:
+    """What a model's files hold, before anything is made of it. Of an adapter: with the files of its base."""
+
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    tokenizer: Tokenizer | None
+    card: dict[str, Any]
+    generation: dict[str, Any]
+    adapter: adapters.Stored | None = None
+
+
+def _read(path: Path) -> _Files:
+    if path.suffix == ".gguf":
+        config, state, fields = gguf.read(path)
+        return _Files(config, state, from_gguf(fields), {}, {})
+    tokenizer = Tokenizer.load(path) if has_tokenizer(path) else None
+    card = _read_json(path / CARD) if (path / CARD).exists() else {}
+    generation = _read_json(path / _GENERATION) if (path / _GENERATION).exists() else {}
+    if not is_adapter(path):
+        return _Files(_read_json(path / "config.json"), _read_weights(path), tokenizer,
+                      {**embedding_files.read(path), **card}, generation)
+    stored = _read_adapter(path)
+    base = _read(stored.base.path)
+    if not card:  # of how texts are read, what holds for the base holds for what PEFT has trained on it
+        card = {name: base.card[name] for name in _OF_READING if name in base.card}
+    return replace(base, tokenizer=tokenizer or base.tokenizer, card=card,
+                   generation=generation or base.generation, adapter=stored)
+
+
+def _read_adapter(folder: Path) -> adapters.Stored:
+    card = _read_json(folder / CARD) if (folder / CARD).exists() else {}
+    return adapters.read(folder, _read_json(folder / adapters.CONFIG), card)
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -125,21 +175,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ModelError(say("not a JSON object", "不是 JSON 对象"), where=str(path),
                          mend=say("restore the file from where the model came", "请从模型来源恢复该文件"))
     return value
-
-
-def _read_sentence_settings(folder: Path) -> dict[str, Any]:
-    """How sentence-transformers makes one vector of the hidden states, and of how many tokens."""
-    settings: dict[str, Any] = {}
-    if (folder / "1_Pooling" / "config.json").exists():
-        pooling = _read_json(folder / "1_Pooling" / "config.json")
-        prefix, names = "pooling_mode_", {"mean_tokens": "mean", "cls_token": "cls"}
-        modes = [key.removeprefix(prefix) for key, value in pooling.items() if key.startswith(prefix) and value]
-        settings["pooling"] = " + ".join(names.get(mode, mode) for mode in modes)
-    if (folder / "sentence_bert_config.json").exists():
-        longest = _read_json(folder / "sentence_bert_config.json").get("max_seq_length")
-        if longest is not None:
-            settings["max_embed_tokens"] = longest
-    return settings
 
 
 @contextlib.contextmanager
@@ -180,10 +215,11 @@ def _shards(index: Path) -> list[str]:
     return files
 
 
-def _saved_heads(cls: Any, config: Mapping[str, Any], card: Mapping[str, Any], custom: CustomHeads,
-                 path: Path) -> dict[str, int]:
-    """Head kinds from `architectures`, the number of classes from the labels; custom heads from wenmo.json."""
-    strange = {kind: int(number) for kind, number in card.get(PLACE, {}).items()}
+def _saved_heads(cls: Any, files: _Files, custom: CustomHeads, path: Path) -> dict[str, int]:
+    """Head kinds from `architectures`, the number of classes from the labels; custom heads from wenmo.json; an
+    adapter's own, where it says so."""
+    config = files.config
+    strange = {kind: int(number) for kind, number in files.card.get(PLACE, {}).items()}
     if missing := [kind for kind in strange if kind not in custom]:
         raise ModelError(
             say(f"the model has a head of its maker's own for {', '.join(missing)}",
@@ -196,20 +232,28 @@ def _saved_heads(cls: Any, config: Mapping[str, Any], card: Mapping[str, Any], c
                 f"该模型保存时没有自定义的 {', '.join(unused)} 输出头"), where=str(path),
             mend=say("open it without `heads`, or train it with the head first",
                      "打开时不要给 `heads`，或先用该输出头训练"))
+    if files.adapter is not None and files.adapter.heads is not None:
+        return files.adapter.heads
     names = config.get("architectures") or []
     if len(names) != 1 or names[0] not in cls.classes:
         raise ModelError(
             say(f"`architectures` is {names}, which is not known", f"无法识别 `architectures`：{names}"),
             where=str(path), mend=say("known: ", "可用的有：") + ", ".join(sorted(cls.classes)))
     num_labels = len(config.get("id2label") or {}) or int(config.get("num_labels") or 2)
-    return {kind: num_labels if kind == "classification" else 0 for kind in cls.classes[names[0]]} | strange
+    own = {kind: num_labels if kind in LABELLED else 0 for kind in cls.classes[names[0]]}
+    if (transitions := files.state.get(f"{CRF_KIND}.transitions")) is not None:
+        own[CRF_KIND] = len(transitions)
+    return own | strange | {name: int(number) for name, number in files.card.get(TASK_HEADS, {}).items()}
 
 
 def _our_names(cls: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Old spellings renamed; the prefix of the body added where a bare body was saved (BertModel, LlamaModel)."""
     result = {}
+    nested = getattr(cls, "nested", {}).values()
     bare = bool(cls.body_prefix) and not any(name.startswith(cls.body_prefix) for name in state)
     for name, tensor in state.items():
+        for prefix in nested:
+            name = name.removeprefix(prefix)
         for old, new in cls.renamed:
             name = name.removesuffix(old) + new if name.endswith(old) else name
         result[cls.body_prefix + name if bare else name] = tensor
@@ -238,8 +282,9 @@ def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Pa
     own = model.state_dict()
 
     def in_body(name: str) -> bool:
-        head = name.startswith(f"{PLACE}.") or ".pooler." in name or name in _OUTPUTS
-        return name.startswith(cls.body_prefix) and not head
+        head = name.startswith((*_PUT_ON, *_HEADS)) or ".pooler." in name or name in _OUTPUTS
+        other_stack = getattr(model, "one_stack", False) and name.startswith("decoder.")
+        return name.startswith(cls.body_prefix) and not head and not other_stack
 
     repeated = (*cls.repeated, *(_OUTPUTS if config.tie_word_embeddings else ()))
     state = {name: tensor for name, tensor in state.items() if name in own or not name.endswith(repeated)}
@@ -250,7 +295,7 @@ def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Pa
     resized = [] if strict else [name for name in misfits if not in_body(name)]
     wrong = [say(f"{name} is missing", f"缺少 {name}") for name in missing if strict or in_body(name)]
     wrong += [say(f"no place for {name}", f"多出 {name}") for name in unexpected
-              if in_body(name) or (strict and name.startswith(f"{PLACE}."))]
+              if in_body(name) or (strict and name.startswith(_PUT_ON))]
     wrong += [f"{name} {tuple(state[name].shape)} ≠ {tuple(own[name].shape)}"
               for name in misfits if name not in resized]
     if wrong:
@@ -263,6 +308,48 @@ def _load(model: nn.Module, state: dict[str, Tensor], *, strict: bool, where: Pa
     return sorted({*missing, *resized}), unexpected
 
 
+# Adapters ---------------------------------------------------------------------------------------------
+
+
+def adapt(opened: Opened, settings: lora.LoraSettings, reference: str, changes: Mapping[str, Any], seed: int) -> None:
+    """Freezes a model that was opened from `reference` and puts an adapter on it, which from here on is what is saved.
+
+    `changes`: keys of its configuration that are not as stored. RecipeError where the settings do not fit this model.
+    """
+    opened.base = adapters.base_of(reference, changes)
+    opened.adapter = lora.put_on(opened.model, settings, opened.initialised, seed)
+
+
+def merge(opened: Opened) -> None:
+    """Adds the adapter to its base: a whole model, as any other. Nothing happens to one that has no adapter."""
+    if opened.adapter is not None:
+        lora.merge(opened.model)
+        opened.adapter = opened.base = None
+        opened.card = {name: value for name, value in opened.card.items() if name != adapters.CARD}
+
+
+def exact_base(opened: Opened) -> None:
+    """Puts the base's exact values back into frozen matrices that were rounded for training (lora.round_frozen)."""
+    if opened.base is not None:
+        kinds = {kind: number for kind, number in opened.model.heads.items() if kind not in kinds_on(opened.model)}
+        # Embeddings with more rows than the base has are trained whole: there is nothing to restore in them.
+        changes = {name: value for name, value in opened.base.changes.items() if name != "vocab_size"}
+        base = open_model(str(opened.base.path), heads=kinds, changes=changes)
+        lora.restore_frozen(opened.model, {name: parameter.detach() for name, parameter in
+                                           base.model.named_parameters()})
+
+
+def saved_tensors(folder: Path, opened: Opened) -> dict[str, Tensor]:
+    """The tensors that `write_into` has put into a folder for this model, by the model's own names; around an
+    adapter's those of its base, which are as they were."""
+    if opened.adapter is None:
+        return _our_names(type(opened.model), load_tensors(folder / WEIGHTS))
+    stored = load_tensors(folder / adapters.WEIGHTS)
+    names = _their_names(opened.model, {name: torch.empty(0) for name in opened.model.state_dict()})
+    own = dict(zip(adapters.peft_names(names), opened.model.state_dict(), strict=True))
+    return {**opened.model.state_dict(), **{own.get(name, name): tensor for name, tensor in stored.items()}}
+
+
 # Saving -----------------------------------------------------------------------------------------------
 
 
@@ -273,19 +360,53 @@ def save_model(folder: Path, opened: Opened) -> None:
 
 
 def write_into(folder: Path, opened: Opened) -> None:
-    """Writes all files of a ModelDir into an existing folder; weights in the dtype they have."""
-    model = opened.model
+    """Writes all files of a ModelDir into an existing folder; weights in the dtype they have. Of an adapter, not the
+    base's."""
+    model, card = opened.model, {"version": 1, **opened.card}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
-    if not model.heads and model.body_prefix:
-        state = {name.removeprefix(model.body_prefix): tensor for name, tensor in state.items()}
-    save_tensors(folder / WEIGHTS, state, {"format": "pt"})
+    if opened.adapter is None or opened.base is None:
+        save_tensors(folder / WEIGHTS, _their_names(model, state), {"format": "pt"})
+        write_json(folder / "config.json", _config(opened))
+    else:
+        own = {name: state[name] for name in lora.stored_names(model, opened.adapter)}
+        save_tensors(folder / adapters.WEIGHTS, adapters.peft_names(_their_names(model, own)), {"format": "pt"})
+        nothing = torch.empty(0)
+        adapted = _their_names(model, dict.fromkeys(lora.adapted_names(model), nothing))
+        whole = _their_names(model, dict.fromkeys(adapters.modules_of(opened.adapter.whole, state), nothing))
+        write_json(folder / adapters.CONFIG, adapters.peft_config(
+            opened.adapter, opened.base, model.heads, adapted, whole, lora.stores_transposed(model)))
+        card[adapters.CARD] = adapters.card(opened.base, folder, model.heads)
     if opened.tokenizer is not None:
         opened.tokenizer.save(folder)
-    write_json(folder / "config.json", _config(opened))
     if generation := _generation(opened):
         write_json(folder / _GENERATION, generation)
-    custom = {PLACE: {kind: model.heads[kind] for kind in sorted(kinds_on(model))}} if kinds_on(model) else {}
-    write_json(folder / CARD, {"version": 1, **opened.card, **custom})
+    write_json(folder / CARD, {**card, **_heads_put_on(model)})
+    embedding_files.write(folder, model.config.width, card)
+
+
+def _heads_put_on(model: Any) -> dict[str, dict[str, int]]:
+    """What the card says of heads that Hugging Face has no class for."""
+    handed_in = {kind: model.heads[kind] for kind in sorted(kinds_on(model))
+                 if not is_task_head(kind) and kind != CRF_KIND}
+    of_tasks = {name: number for name, number in model.heads.items() if is_task_head(name)}
+    return {place: heads for place, heads in ((PLACE, handed_in), (TASK_HEADS, of_tasks)) if heads}
+
+
+def _their_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names that Hugging Face's class for these heads has for them."""
+    result = dict(state)
+    if not model.heads and model.body_prefix:
+        result = {name.removeprefix(model.body_prefix): tensor for name, tensor in result.items()}
+    if further := getattr(model, "nested", {}).get(_hf_class(model), ""):
+        result = {name if name.startswith(_HEADS) else further + name: tensor for name, tensor in result.items()}
+    return result
+
+
+def _hf_class(model: Any) -> str:
+    """Hugging Face's class for the model's own heads."""
+    own = frozenset(model.heads) - kinds_on(model)
+    [name] = [name for name, kinds in model.classes.items() if kinds == own]
+    return str(name)
 
 
 def _generation(opened: Opened) -> dict[str, Any]:
@@ -302,15 +423,20 @@ def _config(opened: Opened) -> dict[str, Any]:
     """config.json: what was carried along, the arithmetic, and what follows from the heads and the tokenizer."""
     model = opened.model
     heads: dict[str, int] = model.heads
-    own = frozenset(heads) - kinds_on(model)
-    [hf_class] = [name for name, kinds in model.classes.items() if kinds == own]
+    hf_class = _hf_class(model)
     carried = {key: value for key, value in opened.carried.items() if key not in ("torch_dtype", "num_labels")}
     config = {**carried, **model.config.model_dump(mode="json"), "architectures": [hf_class],
               "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
     if config.get("rope_scaling"):  # transformers takes a null there for a value
         config["rope_scaling"] = {key: value for key, value in config["rope_scaling"].items() if value is not None}
-    labels = next((task["labels"] for task in opened.card.get("tasks", {}).values() if task.get("labels")), None)
-    num_classes = heads.get("classification", 0)
+    tasks = list(opened.card.get("tasks", {}).values())
+    [task] = tasks if len(tasks) == 1 else [{}]
+    labels = task.get("labels")
+    if "classification" not in heads:
+        config.pop("problem_type", None)
+    elif task.get("type") in PROBLEM_TYPES:
+        config["problem_type"] = PROBLEM_TYPES[task["type"]]
+    num_classes = max(heads.get(kind, 0) for kind in LABELLED)
     if labels is None and num_classes and len(config.get("id2label") or ()) != num_classes:
         labels = [f"LABEL_{index}" for index in range(num_classes)]  # the field's own names for classes without one
     if labels is not None:

@@ -7,37 +7,59 @@ alone, before the forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from wenmo.data.sequence import SOURCE, TARGET, Batch, Flat
-from wenmo.errors import RecipeError, say
 from wenmo.models import LanguageModel, classify
+from wenmo.nn.crf import Rules
 from wenmo.nn.cross_entropy import IGNORED, linear_cross_entropy
+from wenmo.nn.padding import positions_of
 
+IMPOSSIBLE = -1e9  # a score whose softmax is 0; not -inf, whose difference to itself is no number
 SPARSE = 0.5  # below this share of positions with a target, gathering them first costs less than the head on all
 
 
 @dataclass(frozen=True, slots=True)
 class Term:
-    """One part of the loss: `sum` (a scalar tensor) over the items; the loss is Σ weight · sum / count."""
+    """One part of the loss: `sum` (a scalar tensor) over the items; the loss is Σ weight · sum / count.
+
+    `scores`, where a term has them: what the decisions were made by, one a line, [X, C] before the softmax, for
+    regularisers that compare two readings (training/regularisers.py).
+    """
 
     name: str
     sum: Tensor
     weight: float = 1.0
+    scores: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Coupled:
+    """The two halves of `terms` where the rows of a batch are compared with each other: what a model makes of each
+    (role → [B, …]), and the comparison, which needs no model. So a step in several micro-batches can still compare all
+    of its rows."""
+
+    represent: Callable[[Any, Batch], dict[str, Tensor]]
+    compare: Callable[[Mapping[str, Tensor], Batch], list[Term]]
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """`counts(batch)` → {term name: number of items}; `terms(model, batch)` → the sums over them."""
+    """`counts(batch)` → {term name: number of items}; `terms(model, batch)` → the sums over them.
+
+    `coupled`, where a row's loss depends on the rows beside it (contrastive losses); None where it does not.
+    """
 
     counts: Callable[[Batch], dict[str, float]]
     terms: Callable[[Any, Batch], list[Term]]
+    coupled: Coupled | None = None
 
 
 def language_modeling(*, next_sentence: bool = False, label_smoothing: float = 0.0) -> Objective:
@@ -83,43 +105,130 @@ def sequence_to_sequence(*, label_smoothing: float = 0.0) -> Objective:
     return Objective(counts, terms)
 
 
-def classification(*, class_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0,
-                   r_drop: float = 0.0) -> Objective:
-    """-Σ w_y log P(y | x), over Σ w_y (as torch's weighted mean): with all weights one, the plain mean.
-
-    r_drop (Wu et al. 2021, eq. 4): in training each text is read twice, under two dropouts; both answers are learned
-    from (their mean loss), and `r_drop` weighs the second term, ½ KL(P₁‖P₂) + ½ KL(P₂‖P₁), a mean over texts.
-    """
+def classification(*, class_weights: tuple[float, ...] | None = None, label_smoothing: float = 0.0) -> Objective:
+    """-Σ w_y log P(y | x), over Σ w_y (as torch's weighted mean): with all weights one, the plain mean."""
     weights_C = None if class_weights is None else torch.tensor(class_weights)
 
     def counts(batch: Batch) -> dict[str, float]:
         labels_B = batch.text.values["label"].cpu()
-        result = {"classes": float(len(labels_B) if weights_C is None else weights_C[labels_B].sum())}
-        return result | ({"agreement": float(len(labels_B))} if r_drop else {})
+        return {"classes": float(len(labels_B) if weights_C is None else weights_C[labels_B].sum())}
 
-    def terms(model: Any, batch: Batch) -> list[Term]:
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
         flat = batch.text
         weights = None if weights_C is None else weights_C.to(flat.ids_M.device)
-        readings = 2 if r_drop and model.training else 1
-        scores = [class_scores(model, flat) for _ in range(readings)]
-        losses = [F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
-                                  label_smoothing=label_smoothing) for scores_BC in scores]
-        result = [Term("classes", sum(losses[1:], losses[0]) / readings)]
-        if readings == 2:
-            result.append(Term("agreement", _disagreement(*scores), weight=r_drop))
-        return result
+        scores_BC = class_scores(model, flat)
+        loss = F.cross_entropy(scores_BC, flat.values["label"], weight=weights, reduction="sum",
+                               label_smoothing=label_smoothing)
+        return [Term("classes", loss, scores=scores_BC)]
 
     return Objective(counts, terms)
 
 
-def _disagreement(first_BC: Tensor, second_BC: Tensor) -> Tensor:
-    """½ KL(P‖Q) + ½ KL(Q‖P), summed over the rows. RecipeError where the two can never differ."""
-    if torch.equal(first_BC, second_BC):
-        raise RecipeError(
-            say("`r_drop` does nothing: this model has no dropout", "`r_drop` 不起作用：该模型没有 dropout"),
-            where="task.r_drop", mend="model: {from: …, config: {hidden_dropout_prob: 0.1}}")
-    p_BC, q_BC = first_BC.log_softmax(1), second_BC.log_softmax(1)
-    return 0.5 * ((p_BC.exp() - q_BC.exp()) * (p_BC - q_BC)).sum()
+def regression(loss: Literal["mse", "mae", "huber"], delta: float) -> Objective:
+    """Σ (ŷ − y)², Σ |ŷ − y|, or Huber's Σ ½e² up to |e| = δ and δ(|e| − ½δ) beyond (Huber 1964, §4), over the rows.
+
+    The batch has values["score"]; ŷ is the one output of the classification head.
+    """
+
+    def counts(batch: Batch) -> dict[str, float]:
+        return {"scores": float(len(batch.text.lengths))}
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        predicted_B, score_B = class_scores(model, batch.text)[:, 0], batch.text.values["score"].float()
+        if loss == "huber":
+            return [Term("scores", F.huber_loss(predicted_B, score_B, reduction="sum", delta=delta))]
+        errors = F.mse_loss if loss == "mse" else F.l1_loss
+        return [Term("scores", errors(predicted_B, score_B, reduction="sum"))]
+
+    return Objective(counts, terms)
+
+
+def multi_label(pos_weight: tuple[float, ...] | None = None) -> Objective:
+    """Σ over rows and labels of -w_c y log σ(s) - (1 - y) log(1 - σ(s)): each label a yes or no of its own.
+
+    The batch has values["labels"], [B, C] of ones and zeros; w_c weighs the rows that have the label.
+    """
+    weight_C = None if pos_weight is None else torch.tensor(pos_weight)
+
+    def counts(batch: Batch) -> dict[str, float]:
+        return {"labels": float(batch.text.values["labels"].numel())}
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        scores_BC = class_scores(model, batch.text)
+        weight = None if weight_C is None else weight_C.to(scores_BC.device)
+        return [Term("labels", F.binary_cross_entropy_with_logits(
+            scores_BC, batch.text.values["labels"].float(), pos_weight=weight, reduction="sum"))]
+
+    return Objective(counts, terms)
+
+
+def span_selection() -> Objective:
+    """-½ (log P(s) + log P(e)) of a span's first and last token, over the sequences (Devlin et al. 2019, §4.2).
+
+    The batch has values["start"] and ["end"], places in the sequence; see `span_log_probabilities` for which there are.
+    """
+
+    def counts(batch: Batch) -> dict[str, float]:
+        return {"spans": float((batch.text.values["start"] != IGNORED).sum())}
+
+    def terms(model: LanguageModel, batch: Batch) -> list[Term]:
+        flat = batch.text
+        scores_BT2 = _span_scores(model, flat)
+        learnt_X = (flat.values["start"] != IGNORED).nonzero().squeeze(1)
+        targets_X2 = torch.stack([flat.values["start"], flat.values["end"]], dim=1)[learnt_X]
+        scores_X2T = scores_BT2[learnt_X].transpose(1, 2)
+        loss = F.cross_entropy(scores_X2T.flatten(0, 1), targets_X2.flatten(), reduction="sum")
+        return [Term("spans", loss / 2, scores=scores_X2T.flatten(0, 1))]
+
+    return Objective(counts, terms)
+
+
+def span_log_probabilities(model: LanguageModel, flat: Flat) -> Tensor:
+    """log P(begins here), log P(ends here) at each token: [M, 2] in fp32, each a softmax over its sequence.
+
+    Only tokens with tokens["begins"] ≥ 0 and the first of the sequence ("not here") can be chosen; others have next to
+    nothing.
+    """
+    scores_BT2 = _span_scores(model, flat)
+    lengths_B = torch.tensor(flat.lengths, device=scores_BT2.device)
+    real_BT = torch.arange(scores_BT2.shape[1], device=scores_BT2.device) < lengths_B[:, None]
+    return scores_BT2.log_softmax(1)[real_BT]
+
+
+def _span_scores(model: LanguageModel, flat: Flat) -> Tensor:
+    """Scores of first and last token, [B, T, 2] in fp32; IMPOSSIBLE where there is no choice."""
+    positions_M = positions_of(flat.lengths, flat.ids_M.device)
+    scores_M2 = model.spans(hidden_of(model, flat)).float()
+    possible_M = (flat.tokens["begins"] >= 0) | (positions_M == 0)
+    parts = torch.split(scores_M2.masked_fill(~possible_M[:, None], IMPOSSIBLE), list(flat.lengths))
+    return pad_sequence(list(parts), batch_first=True, padding_value=IMPOSSIBLE)
+
+
+def tagging(rules: Rules | None = None, label_smoothing: float = 0.0) -> Objective:
+    """A tag for each word: tokens["targets"] is its number at the word's token, -100 at those not learned from.
+
+    Without `rules` -Σ log P(y_t | x), each tag by itself. With them −Σ log P(y | x) of whole sequences by the model's
+    CRF (nn/crf.py), among those that the rules allow; values["begins"] and ["ends"] say whether the sentence does so in
+    this window. Both count words, so that losses compare.
+    """
+
+    def counts(batch: Batch) -> dict[str, float]:
+        return {"tags": float((batch.text.tokens["targets"] != IGNORED).sum())}
+
+    def terms(model: Any, batch: Batch) -> list[Term]:
+        flat = batch.text
+        targets_M = flat.tokens["targets"]
+        learnt_M = targets_M != IGNORED
+        scores_XC = model.tag(hidden_of(model, flat))[learnt_M].float()
+        targets_X = targets_M[learnt_M]
+        if rules is None:
+            loss = F.cross_entropy(scores_XC, targets_X, reduction="sum", label_smoothing=label_smoothing)
+            return [Term("tags", loss, scores=scores_XC)]
+        lengths = [int(part.sum()) for part in torch.split(learnt_M, list(flat.lengths))]
+        whole = flat.values["begins"].float(), flat.values["ends"].float()
+        return [Term("tags", -model.crf.log_likelihood(scores_XC, targets_X, lengths, rules, whole).sum())]
+
+    return Objective(counts, terms)
 
 
 def class_scores(model: LanguageModel, flat: Flat) -> Tensor:

@@ -12,18 +12,25 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, SerializeAsAny, Tag, ValidationInfo, WrapValidator, model_validator
 
 from wenmo.config import Count, Settings, apply_overrides, free, parse, read_yaml
+from wenmo.data.augmentation import AugmentSettings
 from wenmo.device import DType
-from wenmo.errors import say
-from wenmo.models import AnyConfig, CustomHeads, architecture
-from wenmo.tasks import CustomTasks, Lengths, TaskSettings, TextSettings, known_tasks
+from wenmo.errors import RecipeError, say
+from wenmo.models import CRF_KIND, AnyConfig, CustomHeads, architecture
+from wenmo.models.lora import LoraSettings
+from wenmo.tasks import CustomTasks, JointSettings, Lengths, TaskSettings, TextSettings, known_tasks
+from wenmo.tasks.chat import ChatSettings
+from wenmo.tasks.similarity import SimilaritySettings
 from wenmo.tasks.span_corruption import SpanCorruptionSettings, sentinel_fault
+from wenmo.tasks.text_to_text import TextToTextSettings
 from wenmo.text.source import SourceSettings
 from wenmo.text.tokenizer_training import MASK, TokenizerSettings
 from wenmo.training.best import BestSettings
 from wenmo.training.groups import GroupSettings
 from wenmo.training.loop import LoopSettings
 from wenmo.training.optimizer import AdamW, OptimizerSettings
+from wenmo.training.regularisers import RegulariserSettings
 from wenmo.training.schedule import CosineSchedule, ScheduleSettings
+from wenmo.training.unfreezing import UnfreezeSettings
 
 
 class From(Settings):
@@ -33,9 +40,11 @@ class From(Settings):
 
 
 class FromModel(From):
-    """`config`: keys of the model's own configuration to be changed for this run, such as its dropout."""
+    """`config`: keys of the model's own configuration to be changed for this run, such as its dropout. `lora`: the
+    model is frozen and an adapter is trained beside it; the Run then holds the adapter alone (models/lora.py)."""
 
     config: dict[str, Any] = Field({})
+    lora: LoraSettings | None = None
 
 
 class TrainTokenizer(Settings):
@@ -107,25 +116,30 @@ class Choose(Settings):
 
 
 class DataSettings(Lengths):
-    """`report` is read by `evaluate` alone, once; training never opens it but to leave its texts out."""
+    """`report` is read by `evaluate` alone, once; training never opens it but to leave its texts out.
+    `temperature`: T, so that a source of n rows is drawn from in proportion to n^(1/T) (Conneau et al. 2020, §3.1): the
+    largest is seen once an epoch (times its weight), a smaller one more often."""
 
     train: tuple[SourceSettings, ...] = Field(min_length=1)
     choose: Choose = Choose()
     report: tuple[SourceSettings, ...] = ()
     duplicates: Literal["drop", "keep"] = "drop"
+    temperature: float = Field(1.0, ge=1, allow_inf_nan=False)
+    augment: AugmentSettings | None = None
 
     @property
     def lengths(self) -> Lengths:
-        return Lengths(max_tokens=self.max_tokens, too_long=self.too_long)
+        return Lengths(**{name: getattr(self, name) for name in Lengths.model_fields})
 
 
-class TrainSettings(LoopSettings):
+class TrainSettings(LoopSettings, RegulariserSettings):
     """`batch_tokens`: of one optimizer step, cut into `accumulation` micro-batches. `evaluate_every` and `save_every`
     are steps; left out, a tenth of the run. `samples`: prompts to be continued at each evaluation.
 
     `ema`: the decay of a moving average of the weights, which is then what is validated and kept. `layer_decay`: each
-    layer's rate in shares of that of the layer above. On resume the length and the schedule may change as long as no
-    step that is done would have had another rate (`schedule.refuse_other_past`).
+    layer's rate in shares of that of the layer above. `l2_sp`: how strongly the weights of a trained model
+    decay towards what they were; `weight_decay` is then for new heads alone. On resume the length and the schedule may
+    change as long as no step that is done would have had another rate (`schedule.refuse_other_past`).
     """
 
     epochs: float | None = free(None, gt=0, allow_inf_nan=False)
@@ -135,7 +149,9 @@ class TrainSettings(LoopSettings):
     optimizer: OptimizerSettings = AdamW()
     schedule: ScheduleSettings = free(CosineSchedule())
     groups: tuple[GroupSettings, ...] = ()
+    unfreeze: UnfreezeSettings | None = None
     layer_decay: float | None = Field(None, gt=0, lt=1)
+    l2_sp: float = Field(0.0, ge=0, allow_inf_nan=False)
     ema: float | None = Field(None, gt=0, lt=1)
     dtype: DType = "auto"
     device: str = free("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -152,6 +168,12 @@ class TrainSettings(LoopSettings):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(say("give `epochs` or `steps`, one of the two", "`epochs` 与 `steps` 须且只能给一个"))
         return self
+
+
+def texts_in(task: Any) -> list[TextSettings]:
+    """The settings of the tasks that read whole texts: the one, or those among several."""
+    parts = [part.task for part in task.tasks.values()] if isinstance(task, JointSettings) else [task]
+    return [part for part in parts if isinstance(part, TextSettings)]
 
 
 def _task(value: Any, validate: Callable[[Any], Any], info: ValidationInfo) -> Any:
@@ -173,7 +195,8 @@ class Recipe(Settings):
     @model_validator(mode="after")
     def _parts_fit(self, info: ValidationInfo) -> Recipe:
         """What can be known to be wrong before a single row is read."""
-        faults = [*self._model_faults(frozenset((info.context or {}).get("heads") or ())), *self._useless_keys()]
+        faults = [*self._model_faults(frozenset((info.context or {}).get("heads") or ())), *self._useless_keys(),
+                  *self._source_faults()]
         if faults:
             raise ValueError("; ".join(faults))
         return self
@@ -193,7 +216,7 @@ class Recipe(Settings):
             yield say(f"data.max_tokens is {self.data.max_tokens}, the model's positions end at {longest}",
                       f"data.max_tokens 为 {self.data.max_tokens}，而模型的位置只到 {longest}")
         kinds, cls = self.task.head_kinds, architecture(self.model.model_type, "model.type")
-        if kinds - custom_heads not in cls.classes.values():
+        if kinds - custom_heads - {CRF_KIND} not in cls.classes.values():
             wanted = " + ".join(sorted(kinds))
             yield say(f"`model.type: {self.model.model_type}` has no head for {wanted}",
                       f"`model.type: {self.model.model_type}` 没有 {wanted} 对应的输出头")
@@ -203,6 +226,10 @@ class Recipe(Settings):
                       "`{type: bpe, masked: true}`",
                       f"masked_lm 需要 mask 词元 {MASK}：`tokenizer: {{train: {{type: wordpiece}}}}`，"
                       "或 `{type: bpe, masked: true}`")
+        if isinstance(self.tokenizer, TrainTokenizer) and isinstance(self.task, ChatSettings) and (
+                self.task.template is None):
+            yield say("a tokenizer trained here has no chat template: set `task.template: chatml`",
+                      "此处训练的分词器没有对话模板：请设置 `task.template: chatml`")
         if isinstance(self.tokenizer, TrainTokenizer) and "seq2seq_lm" in kinds and not self.tokenizer.train.seq2seq:
             yield say(f"{self.task.type} needs an encoder–decoder's tokenizer: `tokenizer.train.seq2seq: true`",
                       f"{self.task.type} 需要编码器–解码器的分词器：`tokenizer.train.seq2seq: true`")
@@ -217,18 +244,34 @@ class Recipe(Settings):
             return say(f"`{key}` does nothing here, {en}: take it out", f"`{key}` 在此不起作用（{zh}）：请去掉")
 
         choose = self.data.choose
-        if choose.stratify and "label" not in self.task.target_columns:
+        if choose.stratify and ("label" not in self.task.target_columns or isinstance(self.task, JointSettings)):
             yield useless("data.choose.stratify", "the task has no classes", "该任务没有类别")
         if choose.carve == 0 and not choose.files and choose.folds is None:
             for name in ("best", "evaluate_every", "samples"):
                 if getattr(self.train, name):
                     yield say(f"train.{name} needs rows to choose by: set data.choose.carve",
                               f"train.{name} 需要用于选择的数据：请设置 data.choose.carve")
+        if self.train.l2_sp and not isinstance(self.model, FromModel):
+            yield useless("train.l2_sp", "a new model has no weights to stay near", "新模型没有可供靠近的已有权重")
         if self.train.samples and self.task.type != "causal_lm":
             yield say("train.samples needs a causal_lm task", "train.samples 只适用于 causal_lm 任务")
-        if self.data.too_long != "head" and not isinstance(self.task, TextSettings):
+        reads_texts = isinstance(self.task, (TextSettings, TextToTextSettings, ChatSettings, SimilaritySettings))
+        if self.data.too_long != "head" and not (reads_texts or texts_in(self.task)):
             yield useless("data.too_long", "long documents are cut into pieces and all are learned from",
                           "长文档会切成片段，全部用于训练")
+        if self.data.too_long == "window":
+            yield from self._window_faults()
+        if self.data.too_long != "window" or not isinstance(self.task, TextSettings):
+            for name in ("overlap_tokens", "pool"):
+                if getattr(self.data, name) != Lengths.model_fields[name].default:
+                    yield useless(f"data.{name}", "no text is read in windows (data.too_long: window) for one answer",
+                                  "没有文本分窗口（data.too_long: window）读取并合成一个答案")
+        if self.data.augment is not None and not isinstance(self.task, TextSettings):
+            yield useless("data.augment", "what is learned is not one answer to a whole text",
+                          "所学的不是对整段文本的一个答案")
+        if self.data.too_long == "both" and isinstance(self.task, ChatSettings):
+            yield say("data.too_long: both would take the middle out of a conversation: head, tail, window or refuse",
+                      "data.too_long: both 会去掉对话的中间部分：请用 head、tail、window 或 refuse")
         for part, sources in (("choose.files", self.data.choose.files), ("report", self.data.report)):
             for number, source in enumerate(sources):
                 if source.weight != 1:
@@ -240,6 +283,35 @@ class Recipe(Settings):
                               "wordpiece 逐个处理汉字")
 
 
+    def _source_faults(self) -> Iterator[str]:
+        """Sources that name tasks which there are not, or a temperature between one source and itself."""
+        names = tuple(self.task.tasks) if isinstance(self.task, JointSettings) else ()
+        for part, sources in (("train", self.data.train), ("choose.files", self.data.choose.files),
+                              ("report", self.data.report)):
+            for number, source in enumerate(sources):
+                for name in source.tasks:
+                    if name not in names:
+                        yield say(f"data.{part}.{number}.tasks: there is no task `{name}` under `tasks`",
+                                  f"data.{part}.{number}.tasks：`tasks` 中没有任务 `{name}`")
+        if self.data.temperature != 1 and len(self.data.train) < 2:
+            yield say("data.temperature needs several sources in data.train",
+                      "data.temperature 需要 data.train 中有多个数据源")
+
+    def _window_faults(self) -> Iterator[str]:
+        if texts_in(self.task):
+            if any(each.pair for each in texts_in(self.task)):
+                yield say("data.too_long: window is for single texts; a pair is cut: head, tail, both or refuse",
+                          "data.too_long: window 只适用于单个文本；文本对只能截断：head、tail、both 或 refuse")
+            if self.data.overlap_tokens >= self.data.max_tokens // 2:
+                yield say(f"data.overlap_tokens is {self.data.overlap_tokens}: less than half of data.max_tokens "
+                          f"({self.data.max_tokens}) must be shared, or windows multiply",
+                          f"data.overlap_tokens 为 {self.data.overlap_tokens}：须小于 data.max_tokens"
+                          f"（{self.data.max_tokens}）的一半，否则窗口过多")
+        elif isinstance(self.task, (TextToTextSettings, SimilaritySettings)):
+            yield say("data.too_long: window is not for this task: head, tail, both or refuse",
+                      "此任务不能用 data.too_long: window：请用 head、tail、both 或 refuse")
+
+
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file with `a.b=c` laid over it. Raises RecipeError with all faults."""
     return parse_recipe(apply_overrides(read_yaml(path), overrides), str(path))
@@ -247,9 +319,20 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(data: dict[str, Any], where: str, tasks: CustomTasks | None = None,
                  heads: CustomHeads | None = None) -> Recipe:
-    """A recipe from a mapping. `model.type` is the recipe's word for `model_type`; `tasks` and `heads` are those that
-    were handed in beside Wenmo's own."""
+    """A recipe from a mapping. `model.type` is the recipe's word for `model_type`, and `tasks: {…}` for a joint task;
+    the arguments `tasks` and `heads` are those that were handed in beside Wenmo's own."""
     known_tasks(tasks)
+    if "tasks" in data:  # several in one model
+        if "task" in data:
+            raise RecipeError(say("give `task` or `tasks`, one of the two", "`task` 与 `tasks` 只能给一个"),
+                              where=where,
+                              mend=say("of several tasks each stands under `tasks`, by its name",
+                                       "多个任务时，各按名称写在 `tasks` 之下"))
+        if isinstance(data["tasks"], Mapping) and len(data["tasks"]) < 2:
+            raise RecipeError(say("`tasks` is for several", "`tasks` 用于多个任务"), where=where,
+                              mend=say("give a single one as `task: {…}`", "只有一个时写成 `task: {…}`"))
+        data = {**{key: value for key, value in data.items() if key != "tasks"},
+                "task": {"type": "joint", "tasks": data["tasks"]}}
     model = data.get("model")
     if isinstance(model, dict) and "type" in model:
         data = {**data, "model": {"model_type": model["type"], **{k: v for k, v in model.items() if k != "type"}}}

@@ -52,7 +52,7 @@ class Report:
         table = Table(
             title=Text(f"{self.model} · {self.task} · {self.data}"),
             caption=Text(say(f"{self.n:,} rows, seed {self.seed}; brackets are 95% intervals",
-                             f"{self.n:,} 行，种子 {self.seed}；方括号为 95% 区间")),
+                             f"{self.n:,} 行，种子 {self.seed}；方括号为 95% 区间") + self._cut() + self._how()),
             box=SIMPLE_HEAD,
         )
         table.add_column(say("metric", "指标"))
@@ -69,6 +69,20 @@ class Report:
         return table
 
 
+    def _cut(self) -> str:
+        """What was not read, where something was not."""
+        cut = self.details.get("truncated")
+        return "" if cut is None else say(
+            f"\n{cut['rows']:,} rows were too long: {cut['tokens']:,} tokens were not read",
+            f"\n{cut['rows']:,} 行过长：有 {cut['tokens']:,} 个词元未读入")
+
+    def _how(self) -> str:
+        """By which rules texts were compared, where they were."""
+        rules = dict(self.details.get("signatures", {}))
+        if "similarity_model" in self.details:
+            rules[say("similarity", "相似度")] = str(self.details["similarity_model"])
+        return "".join(f"\n{name}: {rule}" for name, rule in rules.items())
+
     def _repr_html_(self) -> str:
         """In a notebook: the table of the terminal."""
         rows = []
@@ -81,7 +95,54 @@ class Report:
             rows.append((f"F1 · {row['label']}", value, f"[{low}, {high}]", f"{row['support']:,}"))
         header = (say("metric", "指标"), say("value", "数值"), say("95% interval", "95% 区间"), say("rows", "行数"))
         return fragment(table(f"{self.model} · {self.task} · {self.data}", header, rows),
-                        note(say(f"{self.n:,} rows, seed {self.seed}", f"{self.n:,} 行，种子 {self.seed}")))
+                        note(say(f"{self.n:,} rows, seed {self.seed}", f"{self.n:,} 行，种子 {self.seed}")
+                             + self._cut() + self._how()))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two reports on the same rows, and `differences`: metric → a − b with the interval of the paired bootstrap."""
+
+    a: Report
+    b: Report
+    differences: Mapping[str, Estimate]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: {"models", "task", "data", "n", "seed", "metrics": {name: {"a", "b", "difference",
+        "within_noise"}}}; the last two where the task can compare the metric row by row."""
+        metrics: dict[str, Any] = {}
+        for name, estimate in self.a.metrics.items():
+            if name in self.b.metrics:
+                metrics[name] = {"a": estimate.as_dict(), "b": self.b.metrics[name].as_dict()}
+                if name in self.differences:
+                    found = self.differences[name]
+                    metrics[name] |= {"difference": found.as_dict(), "within_noise": within_noise(found)}
+        return {"models": [self.a.model, self.b.model], "task": self.a.task, "data": self.a.data, "n": self.a.n,
+                "seed": self.a.seed, "metrics": metrics}
+
+    def table(self) -> Table:
+        """For the terminal: a line for each metric, and whether the models can be told apart by it."""
+        table = Table(
+            title=Text(f"{self.a.task} · {self.a.data}"),
+            caption=Text(f"A: {self.a.model}\nB: {self.b.model}\n" + say(
+                f"{self.a.n:,} rows, seed {self.a.seed}; brackets are 95% intervals by paired bootstrap",
+                f"{self.a.n:,} 行，种子 {self.a.seed}；方括号为配对自助法的 95% 区间")), box=SIMPLE_HEAD)
+        table.add_column(say("metric", "指标"))
+        for heading in ("A", "B", "A − B", ""):
+            table.add_column(heading, justify="right", no_wrap=True)
+        for name, estimate in self.a.metrics.items():
+            if name not in self.b.metrics:
+                continue
+            found = self.differences.get(name)
+            told = ("", "") if found is None else (str(found), verdict("A", "B", name, found)[0])
+            arrow = " ↓" if lower_is_better(name) else ""
+            table.add_row(Text(metric_name(name) + arrow), estimate.texts()[0], self.b.metrics[name].texts()[0],
+                          Text(told[0], "bold"), told[1])
+        return table
+
+    def sentences(self) -> list[str]:
+        """Who is ahead in each metric, or that it is within noise."""
+        return [verdict(self.a.model, self.b.model, name, found)[1] for name, found in self.differences.items()]
 
 
 def _plain(value: Any) -> Any:
@@ -98,11 +159,34 @@ def metric_name(name: str) -> str:
     """What people call a metric; a name that is not known here is its own."""
     return {
         "accuracy": say("accuracy", "准确率"),
+        "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+        "similarity_precision": say("similarity: precision", "相似度：精确率"),
+        "similarity_recall": say("similarity: recall", "相似度：召回率"),
+        "similarity_f": say("similarity: F", "相似度：F 值"),
+        "spearman": say("Spearman's ρ", "Spearman ρ"),
+        "pearson": say("Pearson's r", "Pearson r"),
+        "baseline_spearman": say("Spearman's ρ of the baseline", "基线的 Spearman ρ"),
+        "average_precision": say("average precision", "平均精确率"),
+        "roc_auc": say("area under the ROC curve", "ROC 曲线下面积"),
+        "mrr": say("mean reciprocal rank", "平均倒数排名"),
+        "recall_at_1": say("found first", "首位命中率"),
+        "exact_match": say("exact match", "完全匹配率"),
+        "answerable_f1": say("F1 where there is an answer", "有答案问题的 F1"),
+        "no_answer_accuracy": say("accuracy where there is none", "无答案问题的准确率"),
+        "overlap_exact_match": say("exact match of the sentence with most common n-grams", "n 元重叠句的完全匹配率"),
+        "overlap_f1": say("F1 of the sentence with most common n-grams", "n 元重叠句的 F1"),
+        "bm25_exact_match": say("exact match of the BM25 sentence", "BM25 句的完全匹配率"),
+        "bm25_f1": say("F1 of the BM25 sentence", "BM25 句的 F1"),
         "baseline_accuracy": say("accuracy of the baseline", "基线的准确率"),
         "baseline_bits_per_character": say("bits per character of the baseline", "基线的每字符比特数"),
         "difference": say("difference", "差值"),
         "masked_accuracy": say("masked accuracy", "遮盖词准确率"),
         "macro_f1": say("macro F1", "宏平均 F1"),
+        "precision": say("precision", "精确率"), "recall": say("recall", "召回率"), "f1": "F1",
+        "token_accuracy": say("right tags", "标签准确率"),
+        "exact": say("rows all right", "整行全对率"),
+        "baseline_f1": say("F1 of the baseline", "基线的 F1"),
+        "baseline_token_accuracy": say("right tags of the baseline", "基线的标签准确率"),
         "ece": say("calibration error", "校准误差"),
         "mae": say("mean absolute error", "平均绝对误差"),
         "loss": say("loss", "损失"),

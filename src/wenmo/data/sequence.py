@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wenmo.nn.cross_entropy import IGNORED
+
 TEXT = "text"  # the role of a row that is a single sequence
 SOURCE, TARGET = "source", "target"  # what an encoder reads, and what a decoder reads and is to say
+FIRST, SECOND, THIRD = "text_a", "text_b", "text_c"  # texts that are read apart and compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +97,54 @@ def examples_of(sequences: Iterable[Sequence]) -> list[list[Sequence]]:
     return examples
 
 
+def joined(batches: Iterable[Batch]) -> Batch:
+    """Several batches as one, end to end."""
+    parts: dict[str, list[Flat]] = {}
+    for batch in batches:
+        for role, flat in batch.roles.items():
+            parts.setdefault(role, []).append(flat)
+    return Batch({role: _end_to_end(flats) for role, flats in parts.items()})
+
+
+def _end_to_end(flats: list[Flat]) -> Flat:
+    tokens = {name: torch.cat([flat.tokens[name] for flat in flats]) for name in flats[0].tokens}
+    values = {name: torch.cat([flat.values[name] for flat in flats]) for name in flats[0].values}
+    return Flat(tokens, values, tuple(length for flat in flats for length in flat.lengths),
+                tuple(row for flat in flats for row in flat.rows))
+
+
 def collate(sequences: Iterable[Sequence]) -> Batch:
-    """Lays the sequences of each role end to end. Integers become int64, floats float32."""
+    """Lays the sequences of each role end to end. Integers become int64, floats float32.
+
+    What some sequences of a role have and others lack (rows of several tasks) is IGNORED in these; a lacking segment is
+    the first.
+    """
     by_role: dict[str, list[Sequence]] = {}
     for sequence in sequences:
         by_role.setdefault(sequence.role, []).append(sequence)
     roles = {}
     for role, group in by_role.items():
-        tokens = {name: _tensor(np.concatenate([np.asarray(s.tokens[name]) for s in group]))
-                  for name in group[0].tokens}
-        values = {name: _tensor(np.asarray([s.values[name] for s in group])) for name in group[0].values}
+        tokens = {name: _tensor(np.concatenate(_filled([s.tokens.get(name) for s in group], group,
+                                                       0 if name == "segments" else IGNORED)))
+                  for name in dict.fromkeys(name for s in group for name in s.tokens)}
+        values = {name: _tensor(np.asarray(_filled([s.values.get(name) for s in group])))
+                  for name in dict.fromkeys(name for s in group for name in s.values)}
         roles[role] = Flat(tokens, values, tuple(len(s) for s in group), tuple(s.row for s in group))
     return Batch(roles)
 
 
+def _filled(values: list[Any], of: list[Sequence] | None = None, filling: int = IGNORED) -> list[np.ndarray]:
+    """Arrays, with `filling` in the form of the others where there is None; one value a token of the sequences `of`."""
+    known = np.asarray(next(value for value in values if value is not None))
+    shape = known.shape if of is None else known.shape[1:]
+    return [np.asarray(value) if value is not None
+            else np.full(shape if of is None else (len(of[place]), *shape), filling, _kind(known))
+            for place, value in enumerate(values)]
+
+
 def _tensor(array: np.ndarray) -> Tensor:
-    kind = np.int64 if array.dtype.kind in "iub" else np.float32
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=kind))
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=_kind(array)))
+
+
+def _kind(array: np.ndarray) -> type:
+    return np.int64 if array.dtype.kind in "iub" else np.float32

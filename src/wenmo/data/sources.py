@@ -52,13 +52,13 @@ def stream_rows(
     An empty `unique_by` keeps duplicates, and then nothing is remembered. A duplicate that differs from the kept
     row in another column (the same text under another label) is counted as conflicting.
     """
-    seen: dict[bytes, bytes] = {}
+    seen: dict[tuple[tuple[str, ...], bytes], bytes] = {}  # a text may stand in the rows of several tasks
     for number, (source, count) in enumerate(zip(sources, counts, strict=True)):
         for row in read_rows(source, count, quarantine):
             if unique_by:
                 others = [name for name in sorted(row.values) if name not in unique_by]
                 rest = _digest(row, others) if others else b""
-                content = _digest(row, unique_by)
+                content = source.settings.tasks, _digest(row, unique_by)
                 if content in seen:
                     count.drop_duplicate(conflicting=seen[content] != rest)
                     continue

@@ -27,7 +27,7 @@ MOST_HELD_OUT = 2000
 
 def linear_baseline(train: Rows, texts: Sequence[str]) -> list[str]:
     """Logistic regression on runs of one to three characters, nothing tuned: quick enough for a demonstration."""
-    tfidf, logistic_regression, _ = _sklearn()
+    tfidf, logistic_regression, _ = sklearn_parts()
     vectorizer = tfidf(analyzer="char", ngram_range=(1, 3))
     features = vectorizer.fit_transform([text for text, _ in train])
     model = logistic_regression(C=10.0, max_iter=1000).fit(features, [label for _, label in train])
@@ -37,7 +37,7 @@ def linear_baseline(train: Rows, texts: Sequence[str]) -> list[str]:
 def tuned_svm(train: Rows, texts: Sequence[str], seed: int) -> tuple[list[str], dict[str, Any]]:
     """A linear SVM (Joachims 1998) → (labels, what was chosen). FEATURES and STRENGTHS are tried on a tenth of the
     training rows held out by the seed; the best is fitted on all of them."""
-    tfidf, _, svm = _sklearn()
+    tfidf, _, svm = sklearn_parts()
     order = numpy_rng("baseline", seed).permutation(len(train))
     num_held = max(1, min(len(train) // 10, MOST_HELD_OUT))
     held, rest = [train[i] for i in order[:num_held]], [train[i] for i in order[num_held:]]
@@ -58,7 +58,7 @@ def tuned_svm(train: Rows, texts: Sequence[str], seed: int) -> tuple[list[str], 
     return [str(label) for label in model.predict(vectorizer.transform(texts))], chosen
 
 
-def _sklearn() -> tuple[Any, Any, Any]:
+def sklearn_parts() -> tuple[Any, Any, Any]:
     """TfidfVectorizer, LogisticRegression, LinearSVC."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer

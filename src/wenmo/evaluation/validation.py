@@ -34,10 +34,23 @@ def first_batch(model: LanguageModel, task: Task, objective: Objective, examples
     return _measured(model, task, objective, islice(evaluation_batches(examples, BATCH_TOKENS), 1), rows, on)
 
 
+def outputs_of(model: LanguageModel, task: Task, examples: Examples, num_rows: int, on: Device) -> list[list[Any]]:
+    """For each row the task's outputs of its sequences, none for a row that became no example."""
+    found: list[list[Any]] = [[] for _ in range(num_rows)]
+    with torch.inference_mode():
+        for batch in evaluation_batches(examples, BATCH_TOKENS):
+            batch = batch.to(on.device)
+            for row, output in zip(batch.first.rows, task.outputs(model, batch), strict=True):
+                found[row].append(output)
+    return found
+
+
 def _measured(model: LanguageModel, task: Task, objective: Objective, batches: Iterable[Batch],
               rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
     module: Any = model
     module.eval()
+    # A loss over rows that are compared depends on which of them stand together; what is measured does not.
+    measures = bool(task.settings.target_columns) or objective.coupled is not None
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}
@@ -50,14 +63,14 @@ def _measured(model: LanguageModel, task: Task, objective: Objective, batches: I
             for term in objective.terms(model, batch):
                 sums[term.name] = sums.get(term.name, 0.0) + float(term.sum)
                 weights[term.name] = term.weight
-            if task.settings.target_columns:
+            if measures:
                 for row, output in zip(batch.first.rows, task.outputs(model, batch), strict=True):
                     outputs.setdefault(row, []).append(output)
     means = {name: sums[name] / counts[name] for name in sums if counts[name]}
     result = {"loss": sum(weights[name] * mean for name, mean in means.items())}
     if len(means) > 1:
         result |= {f"{name}_loss": mean for name, mean in means.items()}
-    if task.settings.target_columns:
+    if measures:
         seen = sorted(outputs)
         measured = task.measure([rows[row] for row in seen], [outputs[row] for row in seen], seed=0)
         result |= {name: estimate.value for name, estimate in measured.metrics.items()}

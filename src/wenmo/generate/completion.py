@@ -70,14 +70,17 @@ class Continuation:
         self.text, self.shown = "", 0
         self.reason: Reason | None = None
 
-    def push(self, token: int | None, ends: frozenset[int]) -> str:
-        """Takes one token (None: there is none that may follow) and gives what has become certain of the text."""
+    def push(self, token: int | None, ends: frozenset[int], *, last: bool = False) -> str:
+        """Takes one token (None: there is none that may follow) and gives what has become certain of the text. `last`:
+        the text is complete with it."""
         if token is None or token in ends:
             self.reason = "stop"
         else:
             self.ids.append(token)
             self.text += self.decoder.push(token)
-            if len(self.ids) >= self.room:
+            if last:
+                self.reason = "stop"
+            elif len(self.ids) >= self.room:
                 self.reason = "length"
         if self.reason is not None:
             self.text += self.decoder.finish().rstrip("\ufffd")

@@ -41,6 +41,7 @@ _HUBS: dict[str, _Hub] = {"hf": huggingface, "ms": modelscope}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja",
                   "additional_chat_templates/*.jinja")
+_WITHOUT_JSON = ("source.spm", "vocab.json", "spiece.model")  # tokenizers of older translation models and T5s
 _OF_MODELS = (*_OF_TOKENIZERS, "config.json", "generation_config.json", "wenmo.json", "sentence_bert_config.json",
               "1_Pooling/config.json", "adapter_config.json", "adapter_model.safetensors")
 _WHOLE, _SHARDS = ("model.safetensors",), ("model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -65,6 +66,8 @@ def model(reference: str, weights: bool = True) -> Path:
             raise not_found(repository, path)
         return _fetch(repository, listed, chosen) / path
     files = _matching(listed, _OF_MODELS if weights else (*_OF_TOKENIZERS, "config.json"))
+    if not any(file.path == "tokenizer.json" for file in files):
+        files = [*files, *_matching(listed, _WITHOUT_JSON)]
     found = (_matching(listed, _WHOLE) or _matching(listed, _SHARDS)) if weights else []
     if weights and not found and not any(file.path == "adapter_model.safetensors" for file in files):
         raise _no_weights(repository, listed)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from wenmo.errors import ModelError, say
 from wenmo.models.bert import Bert
 from wenmo.models.config import ModelConfig, read_config
-from wenmo.models.custom_head import CustomHeads, check_kinds, classify, put_on
+from wenmo.models.custom_head import CRF_KIND, CustomHeads, check_kinds, classify, put_on
 from wenmo.models.gpt2 import GPT2
 from wenmo.models.llama import Llama
 from wenmo.models.marian import Marian
@@ -26,6 +26,7 @@ from wenmo.models.qwen2 import Qwen2
 from wenmo.models.qwen3 import Qwen3
 from wenmo.models.roberta import Roberta
 from wenmo.models.t5 import T5
+from wenmo.models.task_heads import TASK_HEADS, TaskView, head_name, is_task_head
 
 _ALL: tuple[Any, ...] = (Bert, GPT2, Llama, Marian, Mistral, Qwen2, Qwen3, Roberta, T5)
 # model_type in config.json, `type` in a recipe → architecture
@@ -64,6 +65,8 @@ class LanguageModel(Protocol):
     def lm_output(self) -> tuple[Tensor, Tensor | None]: ...
     def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor: ...
     def next_sentence(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor: ...
+    def tag(self, hidden_MD: Tensor) -> Tensor: ...
+    def spans(self, hidden_MD: Tensor) -> Tensor: ...
     def initialise(self, generator: torch.Generator) -> None: ...
 
 
@@ -78,11 +81,12 @@ def architecture(model_type: str, where: str) -> Any:
 
 def create(config: ModelConfig, heads: Mapping[str, int], generator: torch.Generator,
            custom: CustomHeads | None = None) -> nn.Module:
-    """A freshly initialised model with these heads (kind → number of outputs), those in `custom` made by it."""
+    """A freshly initialised model with these heads (kind → number of outputs), those in `custom` made by it; a kind of
+    the form `NAME:KIND` is the head of one of several tasks."""
     custom = custom or {}
     check_kinds(custom, heads)
     cls = architecture(config.model_type, "model.type")
-    own = {kind: number for kind, number in heads.items() if kind not in custom}
+    own = {kind: number for kind, number in heads.items() if kind not in {*custom, CRF_KIND} and not is_task_head(kind)}
     check_heads(cls, own)
     model: nn.Module = cls(config, own)
     model.initialise(generator)  # type: ignore[operator]
@@ -108,5 +112,6 @@ def logits(model: LanguageModel, hidden_XD: Tensor) -> Tensor:
     return F.linear(features_XD, weight_VD.to(features_XD.dtype), bias).float()
 
 
-__all__ = ["ARCHITECTURES", "AnyConfig", "CustomHeads", "LanguageModel", "ModelConfig", "architecture", "check_heads",
-           "classify", "create", "logits", "read_config"]
+__all__ = ["ARCHITECTURES", "CRF_KIND", "TASK_HEADS", "AnyConfig", "CustomHeads", "LanguageModel", "ModelConfig",
+           "TaskView", "architecture", "check_heads", "classify", "create", "head_name", "is_task_head", "logits",
+           "read_config"]

@@ -1,7 +1,8 @@
 """BERT (Devlin et al. 2019): a bidirectional encoder over learned positions, post-norm.
 
 Names and configuration keys are Hugging Face's. Heads: `masked_lm` (cls.predictions), `next_sentence`
-(cls.seq_relationship), `classification` (pooler → dropout → classifier).
+(cls.seq_relationship), `classification` (pooler → dropout → classifier), `tagging` (dropout → classifier, at each
+token), `span_qa` (qa_outputs, at each token).
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ class Bert(nn.Module):
         "BertForPreTraining": frozenset({"masked_lm", "next_sentence"}),
         "BertForNextSentencePrediction": frozenset({"next_sentence"}),
         "BertForSequenceClassification": frozenset({"classification"}),
+        "BertForTokenClassification": frozenset({"tagging"}),
+        "BertForQuestionAnswering": frozenset({"span_qa"}),
     }
     # A saved key that repeats another (tied weights), or that older versions stored beside the weights.
     repeated: ClassVar[tuple[str, ...]] = (
@@ -185,7 +188,7 @@ class Bert(nn.Module):
         super().__init__()
         self.config, self.heads = config, dict(heads)
         self.compute_dtype = torch.float32
-        self.bert = Encoder(config, with_pooler="masked_lm" not in heads or "next_sentence" in heads)
+        self.bert = Encoder(config, with_pooler=not heads or bool({"classification", "next_sentence"} & set(heads)))
         if {"masked_lm", "next_sentence"} & set(heads):
             self.cls = nn.Module()
         if "masked_lm" in heads:
@@ -195,6 +198,11 @@ class Bert(nn.Module):
         if "classification" in heads:
             self.dropout = Dropout(config.head_dropout)
             self.classifier = Linear(config.hidden_size, heads["classification"])
+        if "tagging" in heads:
+            self.dropout = Dropout(config.head_dropout)
+            self.classifier = Linear(config.hidden_size, heads["tagging"])
+        if "span_qa" in heads:
+            self.qa_outputs = Linear(config.hidden_size, 2)
 
     def initialise(self, generator: torch.Generator) -> None:
         initialise_normal(self, self.config.initializer_range, generator)
@@ -237,6 +245,16 @@ class Bert(nn.Module):
     def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Scores of the classes, [B, C]."""
         out: Tensor = self.classifier(self.dropout(self.pooled(hidden_MD, lengths)))
+        return out
+
+    def tag(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of the tags of each token, [M, C]."""
+        out: Tensor = self.classifier(self.dropout(hidden_MD))
+        return out
+
+    def spans(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of "the answer begins here" and "it ends here" of each token, [M, 2]."""
+        out: Tensor = self.qa_outputs(hidden_MD)
         return out
 
     def next_sentence(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:

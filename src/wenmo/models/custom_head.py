@@ -1,8 +1,9 @@
-"""A head of the user's own in the place of an architecture's: any `nn.Module` from hidden states to scores.
+"""Heads put on a bare body: of the user's own in the place of an architecture's, or of several tasks (task_heads.py).
 
-In: head kind → a function `(width, number of outputs) → nn.Module`, whose forward takes (hidden_MD, lengths) and gives
-[B, outputs]. Out: a model whose weights include the head's, under `custom_heads.KIND.`; whatever asks for the scores of
-the kind gets the module's. Nothing is registered: who opens such a model hands its head in again.
+One's own is any `nn.Module` from hidden states to scores. In: head kind → a function `(width, number of outputs) →
+nn.Module`, whose forward takes (hidden_MD, lengths) and gives [B, outputs]. Out: a model whose weights include the
+head's, under `custom_heads.KIND.`; whatever asks for the scores of the kind gets the module's. Nothing is registered:
+who opens such a model hands its head in again.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from wenmo.errors import ModelError, UsageError, say
+from wenmo.models.task_heads import TASK_HEADS, is_task_head, task_heads
+from wenmo.nn.crf import CRF
 
 PLACE = "custom_heads"  # the attribute, and the beginning of the parameters' names
 KINDS = ("classification",)
+CRF_KIND = "crf"  # what follows what among tags, beside any architecture's `tagging` (nn/crf.py)
 CustomHeads = Mapping[str, Callable[[int, int], nn.Module]]
 
 
@@ -32,7 +36,21 @@ def check_kinds(custom: CustomHeads, heads: Mapping[str, int]) -> None:
 
 
 def put_on(model: Any, heads: Mapping[str, int], custom: CustomHeads, generator: torch.Generator) -> None:
-    """Builds the modules, with weights drawn from `generator` whatever calls they use, and makes them the model's."""
+    """Builds the heads of several tasks, and the modules of `custom`, with weights drawn from `generator` whatever
+    calls they use, and makes them the model's."""
+    named = {name: number for name, number in heads.items() if is_task_head(name)}
+    if named:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise ModelError(
+                say("several tasks in one model need an encoder or a decoder, not both",
+                    "一个模型承担多个任务时，须为编码器或解码器，不能两者兼有"), where=model.config.model_type,
+                mend=say("train one model for each task, or choose another architecture",
+                         "请为每个任务各训练一个模型，或换用其他结构"))
+        setattr(model, TASK_HEADS, task_heads(model.config, named, causal=model.causal, generator=generator))
+        model.heads = dict(heads)
+    if CRF_KIND in heads:
+        model.crf = CRF(heads[CRF_KIND])
+        model.heads = dict(heads)
     if not custom:
         return
     modules = nn.ModuleDict()
@@ -46,8 +64,10 @@ def put_on(model: Any, heads: Mapping[str, int], custom: CustomHeads, generator:
 
 
 def kinds_on(model: Any) -> frozenset[str]:
-    """The kinds for which the model has a head that was handed in."""
-    return frozenset(getattr(model, PLACE, {}))
+    """The heads that were put on the model's body: kinds that were handed in, and those of several tasks."""
+    heads = getattr(model, "heads", {})
+    of_tasks = frozenset(filter(is_task_head, heads))
+    return frozenset(getattr(model, PLACE, {})) | of_tasks | ({CRF_KIND} & set(heads))
 
 
 def classify(model: Any, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -24,16 +24,21 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, ids_M: Tensor, lengths: Sequence[int], target_ids_M: Tensor | None = None,
                 target_lengths: Sequence[int] = (), *, taps: Taps | None = None) -> Tensor:
-        """Source sequences and, row by row, what the decoder reads → hidden_MD of the target; without a decoder (head
-        `encoder`) that of the source."""
+        """Source sequences and, row by row, what the decoder reads → hidden_MD of the target; without a decoder that
+        of the source."""
         memory_MD = self.encode(ids_M, lengths, taps=taps)
-        if "encoder" in self.heads:
+        if self.one_stack:
             return memory_MD
         assert target_ids_M is not None, "an encoder–decoder needs a target"
         rate, device = self.attention_dropout, ids_M.device
         cross = Memory(memory_MD, lengths).cross(target_lengths, rate)
         attend = Packed(target_lengths, causal=True, dropout=rate, device=device)
         return self.body(target_ids_M, positions_of(target_lengths, device), attend, cross=cross, taps=taps)
+
+    @property
+    def one_stack(self) -> bool:
+        """Whether the heads need the encoder alone."""
+        return bool({"encoder", "tagging"} & set(self.heads))
 
     @property
     def attention_dropout(self) -> float:

@@ -1,7 +1,8 @@
 """GPT-2 (Radford et al. 2019): a causal decoder, pre-norm with LayerNorm, learned absolute positions, gelu.
 
 Names and configuration keys are Hugging Face's, and so is the layout: matrices stand as [in, out], queries, keys and
-values in one. Heads: `causal_lm` (tied or not), `classification` (score of the last token).
+values in one. Heads: `causal_lm` (tied or not), `classification` (score of the last token), `tagging` (dropout →
+classifier, at each token), `span_qa` (qa_outputs, at each token).
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.dropout import Dropout
-from wenmo.nn.linear import Linear
+from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.norm import LayerNorm
 from wenmo.nn.padding import positions_of
 from wenmo.nn.taps import Taps, tap
@@ -37,6 +38,8 @@ class GPT2Config(ModelConfig):
     resid_pdrop: Probability = 0.1
     embd_pdrop: Probability = 0.1
     attn_pdrop: Probability = 0.1
+    # Of the head that tags tokens; where a file is silent, transformers takes 0.1.
+    classifier_dropout: Probability | None = Field(None, exclude_if=lambda value: value is None)
     layer_norm_epsilon: PositiveFloat = 1e-5
     initializer_range: PositiveFloat = 0.02
     scale_attn_weights: bool = True
@@ -58,18 +61,6 @@ class GPT2Config(ModelConfig):
         return self.n_positions
 
 
-class _Conv1D(nn.Module):
-    """x W + b, with W as [in, out]: a linear map whose matrix is stored the other way round."""
-
-    def __init__(self, width_in: int, width_out: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_in, width_out))
-        self.bias = nn.Parameter(torch.zeros(width_out))
-
-    def forward(self, x_MI: Tensor) -> Tensor:
-        return torch.addmm(self.bias.to(x_MI.dtype), x_MI, self.weight.to(x_MI.dtype))
-
-
 class _Attention(nn.Module):
     def __init__(self, index: int, config: GPT2Config) -> None:
         super().__init__()
@@ -78,8 +69,8 @@ class _Attention(nn.Module):
         self.scale = (config.n_embd // config.n_head) ** -0.5 if config.scale_attn_weights else 1.0
         if config.scale_attn_by_inverse_layer_idx:
             self.scale /= index + 1
-        self.c_attn = _Conv1D(config.n_embd, 3 * config.n_embd)
-        self.c_proj = _Conv1D(config.n_embd, config.n_embd)
+        self.c_attn = Conv1D(config.n_embd, 3 * config.n_embd)
+        self.c_proj = Conv1D(config.n_embd, config.n_embd)
         self.dropout = Dropout(config.resid_pdrop)
 
     def forward(self, x_MD: Tensor, attend: Attend) -> Tensor:
@@ -93,8 +84,8 @@ class _FeedForward(nn.Module):
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
         inner = config.n_inner or 4 * config.n_embd
-        self.c_fc = _Conv1D(config.n_embd, inner)
-        self.c_proj = _Conv1D(inner, config.n_embd)
+        self.c_fc = Conv1D(config.n_embd, inner)
+        self.c_proj = Conv1D(inner, config.n_embd)
         self.activation = ACTIVATIONS[config.activation_function]
         self.dropout = Dropout(config.resid_pdrop)
 
@@ -141,6 +132,8 @@ class GPT2(nn.Module):
         "GPT2Model": frozenset(),
         "GPT2LMHeadModel": frozenset({"causal_lm"}),
         "GPT2ForSequenceClassification": frozenset({"classification"}),
+        "GPT2ForTokenClassification": frozenset({"tagging"}),
+        "GPT2ForQuestionAnswering": frozenset({"span_qa"}),
     }
     repeated: ClassVar[tuple[str, ...]] = (".attn.bias", ".attn.masked_bias")  # causal masks, in old files
     renamed: ClassVar[tuple[tuple[str, str], ...]] = ()
@@ -154,6 +147,11 @@ class GPT2(nn.Module):
             self.lm_head = Linear(config.n_embd, config.vocab_size, bias=False)
         if "classification" in heads:
             self.score = Linear(config.n_embd, heads["classification"], bias=False)
+        if "tagging" in heads:
+            self.dropout = Dropout(0.1 if config.classifier_dropout is None else config.classifier_dropout)
+            self.classifier = Linear(config.n_embd, heads["tagging"])
+        if "span_qa" in heads:
+            self.qa_outputs = Linear(config.n_embd, 2)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal(0, initializer_range); what writes to the residual stream, 2L times, is shrunk by √(2L) (§2.3)."""
@@ -197,4 +195,14 @@ class GPT2(nn.Module):
         """Scores of the classes from each sequence's last token, [B, C]."""
         last_B = torch.tensor(lengths).cumsum(0) - 1
         out: Tensor = self.score(hidden_MD.index_select(0, last_B.to(hidden_MD.device)))
+        return out
+
+    def tag(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of the tags of each token, [M, C]."""
+        out: Tensor = self.classifier(self.dropout(hidden_MD))
+        return out
+
+    def spans(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of "the answer begins here" and "it ends here" of each token, [M, 2]."""
+        out: Tensor = self.qa_outputs(hidden_MD)
         return out

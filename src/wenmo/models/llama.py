@@ -1,7 +1,8 @@
 """Llama (Touvron et al. 2023): a causal decoder, pre-norm, rotary positions, grouped queries, SwiGLU.
 
 Names and configuration keys are Hugging Face's. Heads: `causal_lm` (lm_head, tied or not), `classification` (score of
-the last token). Most decoders since have this shape: qwen2.py, qwen3.py and mistral.py say only what they do otherwise.
+the last token), `tagging` (dropout → score, at each token). Most decoders since have this shape: qwen2.py, qwen3.py and
+mistral.py say only what they do otherwise.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from wenmo.errors import say
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
-from wenmo.nn.linear import Linear
+from wenmo.nn.dropout import Dropout
+from wenmo.nn.linear import Linear, project
 from wenmo.nn.norm import RMSNorm
 from wenmo.nn.padding import positions_of
 from wenmo.nn.rope import Rope, RopeScaling, check_scaling, rotate
@@ -42,6 +44,8 @@ class RotaryConfig(ModelConfig):
     rope_scaling: RopeScaling | None = None
     tie_word_embeddings: bool = False
     attention_dropout: Probability = 0.0
+    # Of the head that tags tokens; where a file is silent, transformers takes 0.1.
+    classifier_dropout: Probability | None = Field(None, exclude_if=lambda value: value is None)
 
     @classmethod
     def one_spelling(cls, data: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -124,6 +128,8 @@ class LlamaConfig(RotaryConfig):
 
 
 class Attention(nn.Module):
+    together: ClassVar = (("q_proj", "k_proj", "v_proj"),)  # maps of the same input
+
     def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
         D, H, bias = config.hidden_size, config.head_width, config.query_bias
@@ -135,12 +141,15 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x_MD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[M, N, H], [M, K, H], [M, K, H], not yet turned to their positions."""
+        q_MX, k_MX, v_MX = project(x_MD, (self.q_proj, self.k_proj, self.v_proj))
         heads = (x_MD.shape[0], -1, self.head_width)
-        return self.q_proj(x_MD).view(heads), self.k_proj(x_MD).view(heads), self.v_proj(x_MD).view(heads)
+        return q_MX.view(heads), k_MX.view(heads), v_MX.view(heads)
 
 
 class _FeedForward(nn.Module):
     """down(silu(gate(x)) · up(x)): SwiGLU (Shazeer 2020, §2)."""
+
+    together: ClassVar = (("gate_proj", "up_proj"),)
 
     def __init__(self, config: RotaryConfig) -> None:
         super().__init__()
@@ -150,7 +159,8 @@ class _FeedForward(nn.Module):
         self.activation = ACTIVATIONS[config.hidden_act]
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x_MD)) * self.up_proj(x_MD))
+        gate_MF, up_MF = project(x_MD, (self.gate_proj, self.up_proj))
+        out: Tensor = self.down_proj(self.activation(gate_MF) * up_MF)
         return out
 
 
@@ -184,7 +194,8 @@ class _Decoder(nn.Module):
 def classes_of(name: str) -> dict[str, frozenset[str]]:
     """Hugging Face's classes for a model of this shape, and the heads that each has."""
     return {f"{name}Model": frozenset(), f"{name}ForCausalLM": frozenset({"causal_lm"}),
-            f"{name}ForSequenceClassification": frozenset({"classification"})}
+            f"{name}ForSequenceClassification": frozenset({"classification"}),
+            f"{name}ForTokenClassification": frozenset({"tagging"})}
 
 
 class Llama(nn.Module):
@@ -208,6 +219,9 @@ class Llama(nn.Module):
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if "classification" in heads:
             self.score = Linear(config.hidden_size, heads["classification"], bias=False)
+        if "tagging" in heads:
+            self.dropout = Dropout(0.1 if config.classifier_dropout is None else config.classifier_dropout)
+            self.score = Linear(config.hidden_size, heads["tagging"])
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal(0, initializer_range); what writes to the residual stream shrinks by √(2L) (Radford et al. 2019)."""
@@ -253,4 +267,9 @@ class Llama(nn.Module):
         """Scores of the classes from each sequence's last token, [B, C]."""
         last_B = torch.tensor(lengths).cumsum(0) - 1
         out: Tensor = self.score(hidden_MD.index_select(0, last_B.to(hidden_MD.device)))
+        return out
+
+    def tag(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of the tags of each token, [M, C]."""
+        out: Tensor = self.score(self.dropout(hidden_MD))
         return out

@@ -1,7 +1,8 @@
 """RoBERTa (Liu et al. 2019): BERT's encoder without segments and next sentences.
 
 The layers are bert.py's; what differs stands here: positions are counted from the one after the padding's id. Names and
-configuration keys are Hugging Face's. Heads: `masked_lm` (lm_head); `classification` (from <s>: dense, tanh, out_proj).
+configuration keys are Hugging Face's. Heads: `masked_lm` (lm_head); `classification` (from <s>: dense, tanh, out_proj);
+`tagging` (dropout → classifier, at each token); `span_qa` (qa_outputs, at each token).
 """
 
 from __future__ import annotations
@@ -85,6 +86,8 @@ class Roberta(nn.Module):
         "RobertaModel": frozenset(),
         "RobertaForMaskedLM": frozenset({"masked_lm"}),
         "RobertaForSequenceClassification": frozenset({"classification"}),
+        "RobertaForTokenClassification": frozenset({"tagging"}),
+        "RobertaForQuestionAnswering": frozenset({"span_qa"}),
     }
     repeated: ClassVar[tuple[str, ...]] = (
         "lm_head.decoder.weight", "lm_head.decoder.bias", "roberta.embeddings.position_ids")
@@ -98,7 +101,12 @@ class Roberta(nn.Module):
         if "masked_lm" in heads:
             self.lm_head = _LMHead(config)
         if "classification" in heads:
-            self.classifier = _Classifier(config, heads["classification"])
+            self.classifier: nn.Module = _Classifier(config, heads["classification"])
+        if "tagging" in heads:
+            self.dropout = Dropout(config.head_dropout)
+            self.classifier = Linear(config.hidden_size, heads["tagging"])
+        if "span_qa" in heads:
+            self.qa_outputs = Linear(config.hidden_size, 2)
 
     def initialise(self, generator: torch.Generator) -> None:
         initialise_normal(self, self.config.initializer_range, generator)
@@ -130,4 +138,14 @@ class Roberta(nn.Module):
     def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Scores of the classes from each sequence's first token, [B, C]."""
         out: Tensor = self.classifier(hidden_MD.index_select(0, starts_of(lengths).to(hidden_MD.device)))
+        return out
+
+    def tag(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of the tags of each token, [M, C]."""
+        out: Tensor = self.classifier(self.dropout(hidden_MD))
+        return out
+
+    def spans(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of "the answer begins here" and "it ends here" of each token, [M, 2]."""
+        out: Tensor = self.qa_outputs(hidden_MD)
         return out

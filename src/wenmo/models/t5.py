@@ -2,7 +2,8 @@
 
 In: source ids, and the ids that the decoder reads; out: hidden states of the target. Names and configuration keys are
 Hugging Face's (v1.0 with relu, v1.1 with gated gelu and an output vocabulary of its own). Heads: `seq2seq_lm`;
-`encoder` is the first stack alone, as vectors of texts need it.
+`encoder` is the first stack alone, as vectors of texts need it; `tagging` (dropout → classifier, at each token) stands
+on that one too.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class T5Config(ModelConfig):
     relative_attention_num_buckets: int = Field(32, ge=4)
     relative_attention_max_distance: PositiveInt = 128
     dropout_rate: Probability = 0.1
+    classifier_dropout: Probability = 0.0  # of the head that tags tokens
     layer_norm_epsilon: PositiveFloat = 1e-6
     initializer_factor: PositiveFloat = 1.0
     feed_forward_proj: Literal["relu", "gated-gelu", "gated-silu"] = "relu"
@@ -211,7 +213,10 @@ class T5(EncoderDecoder):
         "T5Model": frozenset(),
         "T5ForConditionalGeneration": frozenset({"seq2seq_lm"}),
         "T5EncoderModel": frozenset({"encoder"}),
+        "T5ForTokenClassification": frozenset({"tagging"}),
     }
+    # The classes whose files have all but the head's parameters under a further prefix.
+    nested: ClassVar[dict[str, str]] = {"T5ForTokenClassification": "transformer."}
     # The last one stands in the released T5 files, which never used it.
     repeated: ClassVar[tuple[str, ...]] = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
                                            "EncDecAttention.relative_attention_bias.weight")
@@ -223,10 +228,13 @@ class T5(EncoderDecoder):
         self.compute_dtype = torch.float32
         self.shared = nn.Embedding(config.vocab_size, config.d_model)
         self.encoder = _Stack(config, decoder=False)
-        if "encoder" not in heads:
+        if not self.one_stack:
             self.decoder = _Stack(config, decoder=True)
         if "seq2seq_lm" in heads and not config.tie_word_embeddings:
             self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+        if "tagging" in heads:
+            self.dropout = Dropout(config.classifier_dropout)
+            self.classifier = Linear(config.d_model, heads["tagging"])
 
     def initialise(self, generator: torch.Generator) -> None:
         """Normal, with a deviation of its own for each kind of matrix, since scores are not scaled (T5's own code)."""
@@ -239,7 +247,7 @@ class T5(EncoderDecoder):
                     std = factor * deviation.get(name.split(".")[-2], config.d_model**-0.5)
                     parameter.normal_(0.0, std, generator=generator)
                 else:
-                    parameter.fill_(factor)
+                    parameter.fill_(0.0 if name.endswith("bias") else factor)
 
     def encode(self, ids_or_embeddings: Tensor, lengths: Sequence[int], *, taps: Taps | None = None) -> Tensor:
         """Source tokens → memory_MD."""
@@ -268,3 +276,8 @@ class T5(EncoderDecoder):
     def lm_output(self) -> tuple[Tensor, Tensor | None]:
         """The output vocabulary's weight [V, D] and bias (none)."""
         return (self.shared.weight if self.config.tie_word_embeddings else self.lm_head.weight), None
+
+    def tag(self, hidden_MD: Tensor) -> Tensor:
+        """Scores of the tags of each source token, [M, C]."""
+        out: Tensor = self.classifier(self.dropout(hidden_MD))
+        return out

@@ -48,8 +48,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_words = weight.shape[0]
         total = torch.zeros((), device=features_XD.device)
         d_features = torch.empty_like(features_XD)
-        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32)
-        d_bias = None if bias_V is None else torch.zeros_like(bias_V, dtype=torch.float32)
+        learns_weight, learns_bias = ctx.needs_input_grad[1:3]  # a frozen vocabulary costs a third less
+        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if learns_weight else None
+        d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and learns_bias else None
         for start in range(0, features_XD.shape[0], CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
             chunk, targets = features_XD[rows], targets_X[rows, None]
@@ -71,16 +72,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_bias += d_logits.sum(0)
             d_logits = d_logits.to(features_XD.dtype)
             d_features[rows] = d_logits @ weight
-            d_weight += d_logits.t() @ chunk
-        saved = (d_features, d_weight) if d_bias is None else (d_features, d_weight, d_bias)
-        ctx.save_for_backward(*saved)
+            if d_weight is not None:
+                d_weight += d_logits.t() @ chunk
+        ctx.save_for_backward(d_features, d_weight, d_bias)
         ctx.weight_dtype = weight_VD.dtype
         return total
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        d_features, d_weight, *rest = ctx.saved_tensors
+        d_features, d_weight, d_bias = ctx.saved_tensors
         # Out of place: a graph may be run backward twice (retain_graph), and the saved tensors must survive it.
-        d_bias = rest[0] * upstream if rest else None
-        d_weight = (d_weight * upstream).to(ctx.weight_dtype)
+        d_bias = None if d_bias is None else d_bias * upstream
+        d_weight = None if d_weight is None else (d_weight * upstream).to(ctx.weight_dtype)
         return d_features * upstream.to(d_features.dtype), d_weight, d_bias, None, None

@@ -89,12 +89,12 @@ class Rope:
             self.attention_factor = self._longrope_attention_factor(scaling)
 
     def cos_sin(self, positions_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[M, 1, H] each, computed in fp32, given in `dtype`."""
+        """[M, 1, H] each, computed in fp32, given in `dtype`; the sines of the first half with a minus (see `rotate`)."""
         frequencies_X = self._frequencies_for(positions_M).to(positions_M.device)
         angle_MX = positions_M[:, None].float() * frequencies_X
-        angle_MH = torch.cat((angle_MX, angle_MX), dim=-1)[:, None, :]
-        factor = self.attention_factor
-        return (angle_MH.cos() * factor).to(dtype), (angle_MH.sin() * factor).to(dtype)
+        cos_MX, sin_MX = angle_MX.cos() * self.attention_factor, angle_MX.sin() * self.attention_factor
+        return (torch.cat((cos_MX, cos_MX), dim=-1)[:, None, :].to(dtype),
+                torch.cat((-sin_MX, sin_MX), dim=-1)[:, None, :].to(dtype))
 
     def _frequencies(self, theta: float) -> Tensor:
         """θ^(-2i/H) for i = 0 … H/2 - 1."""
@@ -160,10 +160,9 @@ class Rope:
 
 
 def rotate(x_MNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """x · cos + (-x₂, x₁) · sin, with x₁ and x₂ the halves of H."""
+    """x · cos + (-x₂, x₁) · sin, with x₁ and x₂ the halves of H; the minus stands in the sines."""
     cos_M1H, sin_M1H = cos_sin
-    first, second = x_MNH.chunk(2, dim=-1)
-    return x_MNH * cos_M1H + torch.cat((-second, first), dim=-1) * sin_M1H
+    return torch.addcmul(x_MNH * cos_M1H, x_MNH.roll(x_MNH.shape[-1] // 2, -1), sin_M1H)
 
 
 def check_scaling(scaling: RopeScaling | None, head_width: int, theta: float) -> None:

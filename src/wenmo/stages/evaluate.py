@@ -1,62 +1,110 @@
-"""`wenmo evaluate`: a model and a file of rows → a Report; every evaluation of a Run is written down in it."""
+"""`wenmo evaluate`: a model and a file of rows → a Report, or two models → a Comparison; every evaluation of a Run is
+written down in it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from wenmo.device import DType
-from wenmo.errors import DataError, StorageError, say
+from wenmo.ensemble import Answering, load_all
+from wenmo.errors import DataError, StorageError, UsageError, say
 from wenmo.evaluation import evaluate as measure
-from wenmo.evaluation.beside import baseline_name, beside
+from wenmo.evaluation.beside import baseline_of, beside
+from wenmo.evaluation.comparison import compare as both
+from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
-from wenmo.loaded import load
-from wenmo.report import Report, verdict
-from wenmo.stages.prepare import rows_of, values_of
+from wenmo.loaded import Loaded, load
+from wenmo.report import Comparison, Report, verdict
+from wenmo.stages.prepare import rows_of, rows_to_measure, values_of
+from wenmo.tasks import Joint, Task
+from wenmo.tasks.task import TaskSettings
+from wenmo.tasks.text_to_text import references_of
 
 _log = logging.getLogger(__name__)
 
 
 def evaluate(model: str, data: str, *, task: str | None = None, source: Mapping[str, Any] | None = None,
              predictions: Path | None = None, baseline: str | None = None, seed: int = 0, threads: int | None = None,
-             dtype: DType = "fp32") -> Report:
+             dtype: DType = "fp32", together: Sequence[str] = (), similarity_model: str | None = None) -> Report:
     """Scores of a model on a file; beside the task's simple baseline, learnt from the rows of the file `baseline`.
+    `together`: more models, which answer with it as one (ensemble.py). `similarity_model`: an encoder in whose space
+    the texts that a model made are matched with their references.
 
     Raises DataError for a missing column or a label never seen in training.
     """
     if predictions is not None:  # before the work, not after it
         with storage_errors(predictions):
             predictions.parent.mkdir(parents=True, exist_ok=True)
-    loaded = load(model, threads=threads, dtype=dtype)
+    loaded = load_all([model, *together], threads=threads, dtype=dtype)
     chosen = loaded.task(task)
     columns = (*chosen.settings.columns, *chosen.settings.target_columns)
-    other = None if baseline is None else baseline_name(chosen)
-    rows = rows_of(data, columns, given=source or {}, trained_on=loaded.opened.card.get("source", {}))
-    if rows.counts.quarantined:
-        _log.warning(say(f"{rows.counts.quarantined:,} rows could not be read and are not in the score",
-                         f"{rows.counts.quarantined:,} 行无法读取，未计入评分"))
-    values = values_of(rows.rows)
-    if not values:
-        raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=data,
-                        mend=say("check the file and its columns", "请检查文件及其列"))
+    simple, as_known = chosen.plain() if isinstance(chosen, Joint) and baseline is not None else (chosen, dict)
+    other = None if baseline is None else baseline_of(simple)
+    encoder = None if similarity_model is None else _encoder(similarity_model, chosen, threads, dtype)
+    values = _rows(data, chosen.settings, source or {}, loaded)
     report, answers = measure(loaded, values, data, task=task, seed=seed)
     if baseline is not None and other is not None:
         learnt = rows_of(baseline, columns, given=source or {}, trained_on=loaded.opened.card.get("source", {}))
-        report = beside(report, chosen, loaded.tokenizer, values, answers, values_of(learnt.rows))
-        metric = "bits_per_character" if chosen.name == "causal_lm" else "accuracy"
-        _log.info(verdict(model, other, metric, report.metrics["difference"])[1])
+        report = beside(report, simple, list(map(as_known, values)), answers,
+                        list(map(as_known, values_of(learnt.rows))))
+        _log.info(verdict(model, other.name, other.metric, report.metrics["difference"])[1])
+    if encoder is not None:
+        outputs = [str(answer["output"]) for answer in answers]
+        scores = token_matching(encoder, outputs, list(map(references_of, values)))
+        report = replace(report, metrics={**report.metrics, **estimates(scores, seed)},
+                         details={**report.details, "similarity_model": similarity_model})
     _write_down(Path(model), Path(data), report)
     if predictions is not None:
-        write_jsonl(predictions, ({**row, **named(answer)} for row, answer in zip(values, answers, strict=True)))
+        write_jsonl(predictions, ({**row, **named(answer, row)} for row, answer in zip(values, answers, strict=True)))
     return report
 
 
-def named(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """An answer beside the row's own columns: what was predicted never overwrites what was given."""
-    return {"prediction" if name == "label" else name: value for name, value in answer.items()}
+def compare(model: str, other: str, data: str, *, task: str | None = None, source: Mapping[str, Any] | None = None,
+            seed: int = 0, threads: int | None = None, dtype: DType = "fp32") -> Comparison:
+    """Two models on the rows of a file, and the paired differences. Raises DataError, UsageError as `evaluate`."""
+    a, b = (load_all([each], threads=threads, dtype=dtype) for each in (model, other))
+    settings = a.task(task).settings
+    values = _rows(data, settings, source or {}, a)
+    comparison = both(a, b, values, data, task=task, seed=seed)
+    for sentence in comparison.sentences():
+        _log.info(sentence)
+    for each, report in ((model, comparison.a), (other, comparison.b)):
+        _write_down(Path(each), Path(data), report)
+    return comparison
+
+
+def _rows(data: str, settings: TaskSettings, source: Mapping[str, Any], loaded: Answering) -> list[Mapping[str, Any]]:
+    """The rows of a file, those that cannot be read counted. DataError where there is none."""
+    rows = rows_to_measure(data, settings, given=source, trained_on=loaded.opened.card.get("source", {}))
+    if rows.counts.quarantined:
+        _log.warning(say(f"{rows.counts.quarantined:,} rows could not be read and are not in the score",
+                         f"{rows.counts.quarantined:,} 行无法读取，未计入评分"))
+    if not rows.rows:
+        raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=data,
+                        mend=say("check the file and its columns", "请检查文件及其列"))
+    return values_of(rows.rows)
+
+
+def _encoder(reference: str, task: Task, threads: int | None, dtype: DType) -> Loaded:
+    """UsageError where there are no texts to be compared."""
+    if task.name != "text_to_text":
+        raise UsageError(
+            say(f"{task.name} makes no texts that could be like their references",
+                f"{task.name} 不生成可与参考比较的文本"), where=f"--similarity-model {reference}",
+            mend=say("take it out", "请去掉它"))
+    return load(reference, threads=threads, dtype=dtype)
+
+
+def named(answer: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
+    """An answer beside the row's own columns: what was predicted never overwrites what was given. A label becomes
+    `prediction`, anything else that the row has too `predicted_NAME`."""
+    return {"prediction" if name == "label" else f"predicted_{name}" if name in row else name: value
+            for name, value in answer.items()}
 
 
 def _write_down(model: Path, data: Path, report: Report) -> None:

@@ -30,6 +30,7 @@ from wenmo.training.loop import steps
 from wenmo.training.lr_range import Suggestion, Watch, rate_at, smoothed, suggest
 from wenmo.training.optimizer import Muon, OptimizerSettings
 from wenmo.training.progress import Progress
+from wenmo.training.regularisers import regularised
 
 ROWS_SHOWN = 12
 
@@ -123,14 +124,17 @@ def _carried_out(recipe: Recipe, folder: Path, data_root: Path, on: machine.Devi
     facts = {**corpus.facts, **prepare.model_facts(recipe)}
     rows = corpus.read(folder / "quarantine.jsonl")
     task = prepare.task_for(recipe, prepare.tokenizer_for(recipe, rows, folder / "tokenizer"), rows)
-    model = prepare.model_for(recipe, task).model.to(on.device)
+    opened = prepare.model_for(recipe, task)
+    model = opened.model.to(on.device)
     model.compute_dtype = on.dtype
     settings = recipe.train
-    examples, _ = prepare.examples_for(task, rows, facts, folder / "shards", recipe.seed)
+    examples, _ = prepare.examples_for(task, rows, facts, folder / "shards", recipe.seed, recipe.data)
     loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
     results = steps(
-        model, optimizer.build(model, settings.optimizer, settings.groups, settings.layer_decay), task.objective(),
-        loader.batches, lr_factor=lambda step: rates[step] / settings.optimizer.lr, total_steps=len(rates),
+        model, optimizer.build(model, settings.optimizer, settings.groups, settings.layer_decay,
+                               prepare.start_of(recipe, opened)),
+        regularised(task.objective(), settings), loader.batches,
+        lr_factor=lambda step: rates[step] / settings.optimizer.lr, total_steps=len(rates),
         settings=settings.model_copy(update={"non_finite": "skip"}), device=on, seed=recipe.seed)
     watch = Watch()
     with Progress(len(rates)) as progress:

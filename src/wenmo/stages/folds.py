@@ -176,7 +176,7 @@ def _out_of_fold(recipe: Recipe, done: Sequence[Trained], data_root: Path, tasks
                       heads=heads)
         task, values = loaded.task(), [rows[place][1].values for place in places]
         for place, row, outputs in zip(places, values, loaded.outputs(values, task), strict=True):
-            result[place] = {"fold": number, **row, **named(task.decode(outputs))}
+            result[place] = {"fold": number, **row, **named(task.decode(row, outputs), row)}
     return result
 
 

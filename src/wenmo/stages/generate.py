@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -13,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from wenmo.config import parse
-from wenmo.device import DType
-from wenmo.errors import say
+from wenmo.engine import Event, Format, FormatOrAuto, Handle, Request, chosen_format
+from wenmo.errors import UsageError, say
 from wenmo.generate import Completion, Sampling
 from wenmo.loaded import Loaded, load
 
@@ -22,22 +23,31 @@ _log = logging.getLogger(__name__)
 
 
 def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *, chat: bool = False,
-             threads: int | None = None, dtype: DType = "auto", streaming: bool = True) -> dict[str, Any]:
+             threads: int | None = None, format: FormatOrAuto = "fp32", streaming: bool = True) -> dict[str, Any]:
     """All completions: {"model", "completions": [{"prompt", "sample", "text", "tokens", "reason"}],
     "tokens_per_second"}; with "score" where beams were searched, and "logprobs" where asked for.
 
-    An encoder–decoder reads a prompt as its source.
+    All of them are written together by the engine, and shown in order. Beams, and encoder–decoders, which read a prompt
+    as their source, are the plain reference's (generate/). Raises UsageError for a format that it does not have.
     """
     settings = parse(Sampling, sampling, say("the command line", "命令行"))
-    loaded = load(model, threads=threads, dtype=dtype)
-    completions = []
-    tokens, began = 0, time.perf_counter()
-    for prompt in prompts:
-        ids = loaded.chat_ids([{"role": "user", "content": prompt}]) if chat else loaded.prompt_ids(prompt)
-        continues = not chat and "seq2seq_lm" not in loaded.model.heads
+    loaded = load(model, device="cpu", threads=threads)
+    asked = [loaded.chat_ids([{"role": "user", "content": prompt}]) if chat else loaded.prompt_ids(prompt)
+             for prompt in prompts]
+    began = time.perf_counter()
+    if _plain(loaded, settings, format):
+        done = loaded.complete(asked, **settings.model_dump())
+        events = iter([[iter([Event(each.text, completion=each, outcome=each.reason)]) for each in some]
+                       for some in done])
+    else:
+        events = _engine_events(loaded, asked, settings, chosen_format(format))
+    continues = not chat and "seq2seq_lm" not in loaded.model.heads
+    completions, tokens = [], 0
+    for prompt, samples in zip(prompts, events, strict=True):
         if streaming and continues and settings.num_sequences == 1:
             print(prompt, end="", flush=True)
-        for sample, completion in _completions(loaded, ids, settings, streaming).items():
+        for sample, coming in enumerate(samples):
+            completion = _shown(loaded, sample, coming, settings, streaming)
             tokens += len(completion.ids)
             completions.append({"prompt": prompt, "sample": sample, **_answer(loaded, completion)})
     speed = tokens / max(time.perf_counter() - began, 1e-9)
@@ -46,28 +56,49 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
     return {"model": model, "completions": completions, "tokens_per_second": round(speed, 2)}
 
 
-def _completions(loaded: Loaded, ids: Sequence[int], settings: Sampling, streaming: bool) -> dict[int, Completion]:
-    """The completions of one prompt by their number; shown as they come, if `streaming`."""
+def _plain(loaded: Loaded, settings: Sampling, format: FormatOrAuto) -> bool:
+    """Whether the plain reference is to write."""
+    if settings.num_beams == 1 and "seq2seq_lm" not in loaded.model.heads:
+        return False
+    if format not in ("auto", "fp32"):
+        raise UsageError(say("beams and encoder–decoders are computed in fp32", "集束搜索与编码器–解码器以 fp32 计算"),
+                         where=f"format {format}", mend=say("leave the format out", "请不要给出格式"))
+    return True
+
+
+def _engine_events(loaded: Loaded, asked: Sequence[Sequence[int]], settings: Sampling,
+                   format: Format) -> Iterator[list[Iterator[Event]]]:
+    """For each prompt the events of its samples, in order; all are written at once. What is left when who reads them
+    stops is cancelled."""
+    engine = loaded.engine({"format": format}).start()
+    handles: list[list[Handle]] = []
+    try:
+        for ids in asked:
+            handles.append([engine.submit(Request(tuple(ids), settings, sample))
+                            for sample in range(settings.num_sequences)])
+        for some in handles:
+            yield [iter(handle) for handle in some]
+    finally:
+        for handle in itertools.chain.from_iterable(handles):
+            handle.cancel()
+        engine.close()
+
+
+def _shown(loaded: Loaded, sample: int, coming: Iterator[Event], settings: Sampling, streaming: bool) -> Completion:
+    """The completion at the end of the events; shown as it comes, if `streaming` and alone."""
     alone = settings.num_sequences == 1
-    keywords = settings.model_dump()
-    done: dict[int, Completion] = {}
-    if settings.num_beams > 1:
-        [best] = loaded.complete([ids], **keywords)
-        done = dict(enumerate(best))
+    for event in coming:
+        if event.error is not None:
+            raise event.error
         if alone and streaming:
-            print(best[0].text, flush=True)
-    else:
-        for piece in loaded.stream(ids, **keywords):
-            if alone and streaming:
-                print(piece.text, end="\n" if piece.completion is not None else "", flush=True)
-            if piece.completion is not None:
-                done[piece.sample] = piece.completion
-    for sample, completion in sorted(done.items()):
-        if streaming and not alone:
-            print(f"[{sample}] {completion.text}", flush=True)
-        if streaming and completion.logprobs is not None:
-            Console().print(_table(loaded, completion))
-    return dict(sorted(done.items()))
+            print(event.text, end="" if event.completion is None else "\n", flush=True)
+        if event.completion is not None:
+            if streaming and not alone:
+                print(f"[{sample}] {event.completion.text}", flush=True)
+            if streaming and event.completion.logprobs is not None:
+                Console().print(_table(loaded, event.completion))
+            return event.completion
+    raise AssertionError("the last event of a request has its completion or its error")
 
 
 def _answer(loaded: Loaded, completion: Completion) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from wenmo.models import CustomHeads
 from wenmo.recipe import parse_recipe
 from wenmo.report import Report
 from wenmo.stages.folds import carry_out
-from wenmo.stages.prepare import rows_of, values_of
+from wenmo.stages.prepare import rows_to_measure, values_of
 from wenmo.stages.train import Trained
-from wenmo.tasks import CustomTasks
+from wenmo.tasks import CustomTasks, JointSettings
 
 __all__ = ["evaluate", "load", "train"]
 
@@ -47,10 +47,12 @@ def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str
     if isinstance(data, (str, Path)):
         given = {"columns": dict(columns)} if columns else {}
         trained_on = loaded.opened.card.get("source", {})
-        rows, name = values_of(rows_of(str(data), wanted, given=given, trained_on=trained_on).rows), str(data)
+        found, name = rows_to_measure(str(data), settings, given=given, trained_on=trained_on), str(data)
+        rows = values_of(found.rows)
     else:
         mapped = {name: (columns or {}).get(name, name) for name in wanted}
-        rows = [_row(number, row, mapped) for number, row in enumerate(data, 1)]
+        some = isinstance(settings, JointSettings)  # of several tasks a row may have what one of them needs
+        rows = [_row(number, row, mapped, some=some) for number, row in enumerate(data, 1)]
         name = say("rows at hand", "给定的数据")
     if not rows:
         raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=name,
@@ -59,7 +61,9 @@ def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str
     return report
 
 
-def _row(number: int, row: Mapping[str, Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+def _row(number: int, row: Mapping[str, Any], columns: Mapping[str, Any], *, some: bool) -> dict[str, Any]:
+    if some:
+        return {name: row[column] for name, column in columns.items() if column in row}
     for column in columns.values():
         if row.get(column) in (None, ""):
             raise DataError(say(f"the row has no `{column}`", f"该行缺少 `{column}`"),

@@ -8,37 +8,39 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
 from wenmo.device import DType
+from wenmo.ensemble import load_all
 from wenmo.errors import DataError, say
-from wenmo.loaded import load
-from wenmo.stages.prepare import open_given
+from wenmo.stages.prepare import columns_in, open_given
+from wenmo.tasks import JointSettings
 from wenmo.text.counts import Counts
 from wenmo.text.intake import Row, Source, read_all
-from wenmo.text.source import STRINGS
+from wenmo.text.source import STRINGS, MissingColumn, text_column, with_parts
 
 _log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 512  # answered together, sorted by length; stdin from a person is answered line by line
 
 
 def predict(model: str, file: str, *, task: str | None = None, source: Mapping[str, Any] | None = None,
-            threads: int | None = None, dtype: DType = "fp32") -> Iterator[dict[str, Any]]:
-    """The task's answers. On stdin a line is a text, or a JSON object with the task's columns.
+            threads: int | None = None, dtype: DType = "fp32",
+            together: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+    """The task's answers, or of several models the mean of theirs (`together`; ensemble.py). On stdin a line is a text,
+    or a JSON object with the task's columns.
 
     Raises DataError, after the last answer, where not one row could be answered.
     """
-    loaded = load(model, threads=threads, dtype=dtype)
-    columns = loaded.task(task).settings.columns
-    if file == "-":
-        rows, at_once = _lines(sys.stdin.buffer, columns), 1 if sys.stdin.isatty() else ROWS_AT_ONCE
-    else:
-        trained_on = _without_targets(loaded.opened.card.get("source", {}), columns)
-        rows, at_once = _rows(open_given(file, columns, source or {}, trained_on)), ROWS_AT_ONCE
+    loaded = load_all([model, *together], threads=threads, dtype=dtype)
+    settings = loaded.task(task).settings
+    columns = settings.columns
+    if isinstance(settings, JointSettings):  # a row may have what one of several tasks reads
+        columns = () if file == "-" else columns_in(file, settings, source or {}, loaded.opened.card.get("source", {}),
+                                                    with_targets=False)
+    waiting, at_once = rows_to_answer(file, columns, source or {}, loaded.opened.card.get("source", {}))
     num_rows, faults = 0, []
-    waiting = iter(rows)
     while some := list(islice(waiting, at_once)):
         for answer in loaded.answers(some, task, num_rows):
             num_rows += 1
@@ -54,6 +56,21 @@ def predict(model: str, file: str, *, task: str | None = None, source: Mapping[s
         _log.warning(say(f"{len(faults):,} of {num_rows:,} rows have an error in place of an answer; the first: ",
                          f"{num_rows:,} 行中有 {len(faults):,} 行出错，没有答案；第一处：")
                      + f"{faults[0].where}: {faults[0].what}")
+
+
+def rows_to_answer(file: str, columns: tuple[str, ...], source: Mapping[str, Any],
+                   trained_on: Mapping[str, Any]) -> tuple[Iterator[Mapping[str, Any] | DataError], int]:
+    """(the rows of a file, or of stdin for `-`, the bad ones as errors; how many of them to answer at once)."""
+    if file == "-":
+        return iter(_lines(sys.stdin.buffer, columns)), 1 if sys.stdin.isatty() else ROWS_AT_ONCE
+    source_settings = _without_targets(trained_on, columns)
+    try:
+        opened = open_given(file, columns, source, source_settings)
+    except MissingColumn:
+        if columns != ("tokens",):
+            raise
+        opened = open_given(file, ("text",), source, {})  # a model that tags words splits a text itself
+    return _rows(opened), ROWS_AT_ONCE
 
 
 def _rows(source: Source) -> Iterator[Mapping[str, Any] | DataError]:
@@ -82,7 +99,8 @@ def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any
     where = say(f"stdin, line {number}", f"标准输入第 {number} 行")
     try:
         text = line.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
-        row = dict(json.loads(text)) if text.lstrip().startswith("{") else {"text": text}
+        row = dict(json.loads(text)) if text.lstrip().startswith("{") else {
+            text_column(columns): text}
     except UnicodeDecodeError as error:
         raise DataError(say("not UTF-8", "不是 UTF-8"), where=where,
                         mend="iconv -f gb18030 -t utf-8 … | wenmo predict …") from error
@@ -99,6 +117,7 @@ def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any
 
 def _without_targets(source: Mapping[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
     """The training data's column names, without the label's: rows to be answered have none."""
+    columns = tuple(name for name in with_parts(columns) if name != "answer")
     kept = {key: {name: yours for name, yours in source[key].items() if name in columns}
             for key in ("columns", "before") if key in source}
     return {**source, **kept}

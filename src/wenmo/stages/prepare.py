@@ -13,7 +13,9 @@ from typing import Any
 
 from wenmo import device as machine
 from wenmo.config import parse
+from wenmo.data.augmentation import Augmentation, Augmented
 from wenmo.data.examples import Examples, Mixture
+from wenmo.data.sequence import Sequence as Tokens
 from wenmo.data.sources import (
     SourceRows,
     carve_sources,
@@ -27,15 +29,20 @@ from wenmo.data.sources import (
 from wenmo.errors import DataError, RecipeError, say
 from wenmo.files import atomic_folder, sha256, sha256_file
 from wenmo.locate import locate
-from wenmo.modeldir import Opened, check_vocabulary, open_model, open_tokenizer
+from wenmo.modeldir import Opened, adapt, check_vocabulary, open_model, open_tokenizer
 from wenmo.models import CustomHeads, ModelConfig, create
-from wenmo.recipe import From, FromModel, Recipe, TrainTokenizer
-from wenmo.tasks import Built, CustomTasks, Task, create_task
+from wenmo.models.resize import with_vocabulary
+from wenmo.recipe import DataSettings, From, FromModel, Recipe, TrainTokenizer
+from wenmo.tasks import Built, CustomTasks, JointSettings, Task, create_task
+from wenmo.tasks.task import TaskSettings
 from wenmo.text import tokenizer_training
 from wenmo.text.counts import Counts, Quarantine
 from wenmo.text.intake import Row, Source
-from wenmo.text.source import MissingColumn, SourceSettings
+from wenmo.text.messages import texts_of
+from wenmo.text.source import STRINGS, MissingColumn, SourceSettings, with_parts
 from wenmo.text.tokenizer import Tokenizer
+from wenmo.text.words import joined
+from wenmo.training.optimizer import Start
 
 _log = logging.getLogger(__name__)
 Values = Mapping[str, Any]
@@ -55,7 +62,14 @@ class Rows:
     def texts(self, columns: Sequence[str]) -> Iterator[str]:
         for source in self.train:
             for row in source.rows:
-                yield from (str(row.values[column]) for column in columns)
+                for column in columns:
+                    if column not in row.values:  # of another task
+                        continue
+                    value = row.values[column]
+                    if column == "messages":
+                        yield from texts_of(value)
+                    else:
+                        yield joined([str(word) for word in value]) if column == "tokens" else str(value)
 
 
 class Corpus:
@@ -64,10 +78,15 @@ class Corpus:
     def __init__(self, recipe: Recipe, root: Path) -> None:
         columns, targets = recipe.task.columns, recipe.task.target_columns
         self.recipe, self.columns = recipe, columns
-        required = (*columns, *targets)
-        self.train = open_sources(recipe.data.train, root, required, ())
-        self.choose = open_sources(recipe.data.choose.files, root, required, ())
-        self.report = open_sources(recipe.data.report, root, columns, targets)
+        if isinstance(recipe.task, JointSettings):
+            self.train = [open_joint(source, root, recipe.task) for source in recipe.data.train]
+            self.choose = [open_joint(source, root, recipe.task) for source in recipe.data.choose.files]
+            self.report = [open_joint(source, root, recipe.task) for source in recipe.data.report]
+        else:
+            required = (*columns, *targets)
+            self.train = open_sources(recipe.data.train, root, required, ())
+            self.choose = open_sources(recipe.data.choose.files, root, required, ())
+            self.report = open_sources(recipe.data.report, root, columns, targets)
         self.facts = {f"data.train.{i}": fingerprint(source) for i, source in enumerate(self.train)}
         self.facts |= {f"data.choose.{i}": fingerprint(source) for i, source in enumerate(self.choose)}
         self.facts |= {f"data.report.{i}": fingerprint(source) for i, source in enumerate(self.report)}
@@ -85,7 +104,8 @@ class Corpus:
             # the ones that have drawn high lots, and beside another source not one of them would be chosen.
             train, choose = carve_sources(train, number, machine.key("choose", self.recipe.seed))
             _log.info(say(f"{len(choose):,} rows held out for choosing", f"留出 {len(choose):,} 行用于选择"))
-            if self.recipe.data.duplicates == "keep":  # of a text that stands in several rows, some may have been drawn
+            # Of a text that stands in several rows, or for several tasks, some may have been drawn.
+            if self.recipe.data.duplicates == "keep" or isinstance(self.recipe.task, JointSettings):
                 known = contents(choose, self.columns)
                 train = [replace(rows, rows=without(rows.rows, known, self.columns)) for rows in train]
         return self._some(Rows(train, choose))
@@ -115,7 +135,8 @@ class Corpus:
         """The fold in which each of the training rows is held out."""
         choose, task = self.recipe.data.choose, self.recipe.task
         assert choose.folds is not None
-        classes = "label" in task.target_columns and choose.stratify is not False
+        joint = isinstance(task, JointSettings)
+        classes = "label" in task.target_columns and choose.stratify is not False and not joint
         return fold_numbers(rows, choose.folds, machine.key("choose", self.recipe.seed), self.columns,
                             "label" if classes else None)
 
@@ -153,6 +174,14 @@ class Corpus:
         return rows
 
 
+def open_joint(settings: SourceSettings, root: Path, task: JointSettings) -> Source:
+    """A source for several tasks, or for those that it names: its files must have all their columns, a row may lack
+    what is learned."""
+    columns, targets = task.columns_of(settings.tasks)
+    [source] = open_sources([settings], root, (*columns, *targets), ())
+    return replace(source, required=frozenset(columns))
+
+
 def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantine: Path | None) -> list[SourceRows]:
     """The rows of opened sources, without duplicates among them."""
     counts = [Counts() for _ in sources]
@@ -164,13 +193,43 @@ def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantin
 
 
 def rows_of(path: str, columns: tuple[str, ...], *, given: Mapping[str, Any], trained_on: Mapping[str, Any],
-            quarantine: Path | None = None) -> SourceRows:
+            quarantine: Path | None = None, optional: tuple[str, ...] = ()) -> SourceRows:
     """The rows of a file, for evaluate and predict. `given`: source settings from the command line; without any, the
-    columns are looked for under their standard names, then under those of the training data. DataError otherwise."""
-    source = open_given(path, columns, given, trained_on)
+    columns are looked for under their standard names, then under those of the training data. DataError otherwise.
+    `optional`: those that a row may lack."""
+    source = open_given(path, columns, _only(columns, given) if optional else given, _only(columns, trained_on))
+    source = replace(source, required=source.required - set(optional))
     [result] = read_opened([source], (), quarantine)
     _log.info(str(result))
     return result
+
+
+def rows_to_measure(path: str, settings: TaskSettings, *, given: Mapping[str, Any],
+                    trained_on: Mapping[str, Any]) -> SourceRows:
+    """The rows of a file with all that the task reads and learns; of several tasks, what the file has for each."""
+    columns = columns_in(path, settings, given, trained_on, with_targets=True)
+    optional = settings.target_columns if isinstance(settings, JointSettings) else ()
+    return rows_of(path, columns, given=given, trained_on=trained_on, optional=optional)
+
+
+def columns_in(path: str, settings: TaskSettings, given: Mapping[str, Any], trained_on: Mapping[str, Any], *,
+               with_targets: bool) -> tuple[str, ...]:
+    """The columns that a task reads (and learns); of several tasks, those of each for which the file has them all."""
+    found: dict[str, None] = {}
+    for part in settings.tasks.values() if isinstance(settings, JointSettings) else ():
+        wanted = (*part.inputs, *(part.targets if with_targets else ()))
+        try:
+            open_given(path, wanted, _only(wanted, given), _only(wanted, trained_on))
+        except DataError:
+            continue
+        found |= dict.fromkeys(wanted)
+    return tuple(found) or (*settings.columns, *(settings.target_columns if with_targets else ()))
+
+
+def _only(names: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Source settings without what they say of other columns than these."""
+    return {key: {name: its for name, its in value.items() if name in with_parts(names)}
+            if key in ("columns", "constants", "parallel", "before") else value for key, value in options.items()}
 
 
 def open_given(path: str, columns: tuple[str, ...], given: Mapping[str, Any],
@@ -228,7 +287,8 @@ def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path) -> Tokenizer:
     if isinstance(recipe.tokenizer, TrainTokenizer):
         if folder.exists():
             return Tokenizer.load(folder)
-        tokenizer = tokenizer_training.train(list(rows.texts(recipe.task.columns)), recipe.tokenizer.train)
+        columns = (*recipe.task.columns, *(each for each in recipe.task.target_columns if each in STRINGS))
+        tokenizer = tokenizer_training.train(list(rows.texts(columns)), recipe.tokenizer.train)
         with atomic_folder(folder) as unfinished:
             tokenizer.save(unfinished)
         _log.info(say(f"tokenizer trained: {tokenizer.vocab_size:,} tokens",
@@ -250,6 +310,10 @@ def existing_tokenizer(reference: From) -> Tokenizer:
     return Tokenizer.load(path if (path / "tokenizer.json").exists() else locate(reference.reference))
 
 
+_MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "adapter_config.json",
+                "adapter_model.safetensors")
+
+
 def model_facts(recipe: Recipe) -> dict[str, str]:
     """Hashes of what a recipe starts from, so that a resumed run starts from the same."""
     facts = {}
@@ -257,7 +321,7 @@ def model_facts(recipe: Recipe) -> dict[str, str]:
         if isinstance(part, From) and part.reference != "model":
             path = Path(part.reference)
             path = path if (path / "tokenizer.json").exists() else locate(part.reference)
-            names = ("config.json", "model.safetensors", "tokenizer.json") if name == "model" else ("tokenizer.json",)
+            names = _MODEL_FILES if name == "model" else ("tokenizer.json",)
             files = [path] if path.is_file() else [path / each for each in names if (path / each).exists()]
             facts[name] = sha256(*(sha256_file(file) for file in files))
     return facts
@@ -287,11 +351,30 @@ def model_for(recipe: Recipe, task: Task, custom: CustomHeads | None = None) -> 
         if opened.left_out:
             _log.info(say(f"not needed for this task, left out: {len(opened.left_out)} tensors",
                           f"此任务不需要而略去：{len(opened.left_out)} 个张量"))
+        grown = _follow_tokenizer(opened, task.tokenizer)
+        if recipe.model.lora is not None:
+            adapt(opened, recipe.model.lora, recipe.model.reference, {**recipe.model.config, **grown}, recipe.seed)
         return opened
     config = recipe.model.for_tokenizer(task.tokenizer.vocab_size, task.tokenizer.control)
     check_vocabulary(task.tokenizer, config.vocab_size, "model.vocab_size")
     _check_fit(recipe, config, task)
     return Opened(create(config, task.heads, rng, custom), task.tokenizer)
+
+
+def _follow_tokenizer(opened: Opened, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The model with the task's tokenizer, which may have got a chat template and control tokens for it; what changes
+    in the model's configuration by that."""
+    opened.tokenizer = tokenizer
+    before, num_new = opened.model, tokenizer.vocab_size - opened.model.config.vocab_size
+    if num_new <= 0:
+        return {}
+    opened.model = with_vocabulary(before, tokenizer.vocab_size)
+    sizes = {name: parameter.shape for name, parameter in before.named_parameters()}
+    opened.initialised += [name for name, parameter in opened.model.named_parameters()
+                           if parameter.shape != sizes[name]]  # an adapter trains and stores them whole
+    _log.info(say(f"{num_new} new tokens; their embeddings begin as the mean of all",
+                  f"新增 {num_new} 个词元，其嵌入的初值为全体的均值"))
+    return {"vocab_size": tokenizer.vocab_size}
 
 
 def _check_fit(recipe: Recipe, config: ModelConfig, task: Task) -> None:
@@ -302,6 +385,11 @@ def _check_fit(recipe: Recipe, config: ModelConfig, task: Task) -> None:
             say(f"data.max_tokens is {recipe.data.max_tokens}, the model's positions end at {longest}",
                 f"data.max_tokens 为 {recipe.data.max_tokens}，而模型的位置只到 {longest}"),
             where="data.max_tokens", mend=f"data.max_tokens: {longest}")
+    if task.name == "similarity" and getattr(config, "is_encoder_decoder", False):
+        raise RecipeError(
+            say("an encoder–decoder reads two texts at once and has no vector for one",
+                "编码器–解码器（encoder–decoder）需同时读入两段文本，无法给出单段文本的向量"), where="model",
+            mend="model: {type: bert, …}")
     pad = task.tokenizer.pad_id
     for name in ("pad_token_id", "decoder_start_token_id"):  # a target begins with the padding: see tasks/
         if name in type(config).model_fields and (pad is None or getattr(config, name) != pad):
@@ -313,22 +401,46 @@ def _check_fit(recipe: Recipe, config: ModelConfig, task: Task) -> None:
                          f"请去掉 {name}：它由分词器决定，且分词器须有填充词元"))
 
 
+def start_of(recipe: Recipe, opened: Opened) -> Start | None:
+    """What the weights decay towards, where the recipe says so: those of the model that it starts from."""
+    return Start(recipe.train.l2_sp, frozenset(opened.initialised)) if recipe.train.l2_sp else None
+
+
 def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows, custom: CustomTasks | None = None) -> Task:
     """The task, with its labels and class weights from the training rows."""
     task = create_task(recipe.task, tokenizer, recipe.data.lengths, custom)
     return task.fitted(row.values for source in rows.train for row in source.rows)
 
 
-def examples_for(task: Task, rows: Rows, facts: Mapping[str, str], folder: Path,
-                 seed: int) -> tuple[Examples, list[Built]]:
-    """The training examples of all sources, mixed by weight."""
+def examples_for(task: Task, rows: Rows, facts: Mapping[str, str], folder: Path, seed: int,
+                 data: DataSettings) -> tuple[Examples, list[Built]]:
+    """The training examples of all sources, mixed by weight and temperature; their texts changed anew in each epoch
+    with `augment`."""
     held_out = sha256(*sorted(str(sorted(row.values.items())) for row in rows.choose))
     built = []
     for number, source in enumerate(rows.train):
         source_hash = sha256(facts[f"data.train.{number}"], held_out, str(len(source.rows)))
         built.append(task.build((row.values for row in source.rows), folder, seed + number, source_hash))
-    weighted = [(each.examples, source.source.settings.weight) for each, source in zip(built, rows.train, strict=True)]
+    if data.augment is not None:
+        built = _augmented(built, task, rows, seed, Augmentation(data.augment, rows.texts(task.settings.columns)))
+    most = max(len(source.rows) for source in rows.train)
+    weighted = [(each.examples, source.source.settings.weight * _more(len(source.rows) / most, data.temperature))
+                for each, source in zip(built, rows.train, strict=True)]
     return Mixture(weighted, seed), built
+
+
+def _more(share: float, temperature: float) -> float:
+    """How many times more a source is drawn from that has this share of the largest one's rows."""
+    return float(share ** (1 / temperature - 1)) if share else 1.0
+
+
+def _augmented(built: Sequence[Built], task: Task, rows: Rows, seed: int, augmentation: Augmentation) -> list[Built]:
+    def encode(number: int, row: Values) -> list[Tokens]:
+        return task.encode(number, row, with_targets=True).sequences
+
+    return [replace(each, examples=Augmented(values_of(source.rows), task.settings.columns, encode, augmentation,
+                                             seed + number))
+            for number, (each, source) in enumerate(zip(built, rows.train, strict=True))]
 
 
 def print_built(built: Sequence[Built]) -> None:
@@ -338,6 +450,12 @@ def print_built(built: Sequence[Built]) -> None:
     cut_tokens = sum(each.num_tokens_cut for each in built)
     _log.info(say(f"{rows:,} training rows, {tokens:,} tokens; {cut:,} rows truncated, {cut_tokens:,} tokens cut",
                   f"训练数据 {rows:,} 行，{tokens:,} 个词元；截断 {cut:,} 行，截去 {cut_tokens:,} 个词元"))
+    for note in (note for each in built for note in each.notes):
+        _log.info(note)
+    skipped = sum(each.num_rows_skipped for each in built)
+    if skipped:
+        _log.warning(say(f"{skipped:,} rows skipped: nothing is learned from them",
+                         f"跳过 {skipped:,} 行，未用于训练"))
 
 
 def values_of(rows: Iterable[Row]) -> list[Values]:

@@ -1,9 +1,9 @@
 """`wenmo split`: one file of rows → parts that share no text, such as train, choose and report.
 
-Duplicates are dropped first: split before that, and test rows would stand in the training set. Which rows a part
-gets depends on the seed and on the rows' own contents alone, not on their order. With `group`, rows that are equal
-in a column (questions about one article) stay together. Parts are written as JSON lines under the standard names;
-`split.json` beside them says from what, and their hashes.
+Duplicates (rows with the same texts; for translations, with the same source) are dropped first: split before that, and
+test rows would stand in the training set. Which rows a part gets depends on the seed and on the rows' own contents
+alone, not on their order. With `group`, rows that are equal in a column (questions about one article) stay together.
+Parts are written as JSON lines under the standard names; `split.json` beside them says from what, and their hashes.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from wenmo.errors import DataError, UsageError, say
 from wenmo.files import sha256_file, storage_errors, write_json, write_jsonl
 from wenmo.stages.prepare import open_given, read_opened
 from wenmo.text.intake import Row
+from wenmo.text.source import STRINGS
 
 _log = logging.getLogger(__name__)
 RECORD = "split.json"
@@ -33,7 +34,8 @@ def split(data: Sequence[str], out: Path, parts: Sequence[str], *, columns: Sequ
     numbers, rest_name = _parsed(parts)
     names = (*columns, group) if group is not None and group not in columns else tuple(columns)
     opened = [open_given(path, names, source or {}, {}) for path in data]
-    found = read_opened(opened, (columns[0],), None)
+    asked = tuple(column for column in columns if column in STRINGS and column != "target") or (columns[0],)
+    found = read_opened(opened, asked, None)
     for rows in found:
         _log.info(str(rows))
     made = _divided(found, numbers, rest_name, group, seed)

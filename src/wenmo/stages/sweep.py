@@ -27,6 +27,7 @@ from wenmo.stages.folds import CrossValidated, carry_out
 from wenmo.stages.grid import Combination, combinations, read_axes
 from wenmo.stages.swept import FAILED, FINISHED, INTERRUPTED, WAITING, Swept, SweptRun
 from wenmo.tasks import CustomTasks
+from wenmo.training.best import BestSettings
 
 RECORD = "sweep.json"
 
@@ -86,7 +87,7 @@ def _metric(recipes: Sequence[Recipe], by: str | None) -> str:
         choose = recipe.data.choose
         if choose.carve == 0 and not choose.files and choose.folds is None:
             raise _nothing_to_choose_by()
-    metrics = {"loss" if recipe.train.best is None else recipe.train.best.metric for recipe in recipes}
+    metrics = {name for recipe in recipes for name in (recipe.train.best or BestSettings()).names}
     if by is None and len(metrics) > 1:
         raise RecipeError(say(f"the runs keep their best by different metrics: {', '.join(sorted(metrics))}",
                               f"各次训练的选择指标不同：{'、'.join(sorted(metrics))}"), where="train.best.metric",
@@ -148,7 +149,7 @@ def _again(before: SweptRun | None, combination: Combination, identity: str) -> 
 
 
 def _has_result(folder: Path, combination: Combination) -> bool:
-    name = "report.json" if combination.recipe.data.choose.cross_validates else "model/config.json"
+    name = "report.json" if combination.recipe.data.choose.cross_validates else "model/wenmo.json"
     return (folder / name).exists()
 
 

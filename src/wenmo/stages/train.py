@@ -11,9 +11,9 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +25,30 @@ from wenmo.config import parse, to_yaml
 from wenmo.data.examples import Examples
 from wenmo.data.loader import Loader
 from wenmo.errors import CheckpointError, DataError, ModelError, RecipeError, TokenizerError, UsageError, say
-from wenmo.evaluation.validation import first_batch, validate
+from wenmo.evaluation.validation import first_batch, outputs_of, validate
 from wenmo.files import atomic_folder, sha256, sweep_unfinished
 from wenmo.generate import Sampling, generate
 from wenmo.modeldir import Opened, save_model, write_into
-from wenmo.models import CustomHeads
+from wenmo.models import CustomHeads, lora
 from wenmo.recipe import FromModel, Recipe, context
 from wenmo.report import metric_name
 from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus, Rows
 from wenmo.stages.run_view import run_html
-from wenmo.tasks import CustomTasks, Task
+from wenmo.tasks import CustomTasks, Task, cards_of
+from wenmo.tasks.chat import Chat
 from wenmo.tasks.language_modeling import document_start
 from wenmo.text.languages import SAMPLE_TEXTS, language_shares
 from wenmo.training import checkpoint, optimizer
 from wenmo.training.average import Average
 from wenmo.training.best import Best, BestSettings
+from wenmo.training.groups import trainable
 from wenmo.training.loop import StepResult, steps
 from wenmo.training.progress import Progress
+from wenmo.training.regularisers import regularised
 from wenmo.training.run import RECIPE, RECORD, Run, Stopper
 from wenmo.training.schedule import Rates, refuse_other_past
+from wenmo.training.unfreezing import Unfreezing
 
 _log = logging.getLogger(__name__)
 
@@ -92,6 +96,8 @@ def train(recipe: Recipe, out: Path, *, data_root: Path = Path("."), tasks: Cust
         tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer")
         task = prepare.task_for(recipe, tokenizer, rows, tasks)
         opened = prepare.model_for(recipe, task, heads)
+        if isinstance(task, Chat):  # an answer ends with its turn; transformers too reads it here
+            opened.generation = {**opened.generation, "eos_token_id": list(task.ends)}
         opened.card = _card(recipe, task, rows, facts)
         return _Training(recipe, run, stopper, on, task, opened, rows, facts, began).carry_out()
 
@@ -121,15 +127,21 @@ class _Training:
         self.model = opened.model.to(on.device)
         self.model.compute_dtype = on.dtype
         settings = recipe.train
-        examples, built = prepare.examples_for(task, rows, facts, run.folder / "shards", recipe.seed)
+        if opened.adapter is not None:
+            lora.round_frozen(self.model, on.dtype)
+        examples, built = prepare.examples_for(task, rows, facts, run.folder / "shards", recipe.seed,
+                                               recipe.data)
         prepare.print_built(built)
         self.loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
         self.total_steps = settings.steps or self.loader.total_steps(settings.epochs or 1.0)
         self.rates = Rates(schedule=settings.schedule, total_steps=self.total_steps)
         self.evaluate_every = settings.evaluate_every or -(-self.total_steps // 10)
         self.save_every = settings.save_every or -(-self.total_steps // 10)
-        self.objective = task.objective()
-        self.optimizer = optimizer.build(self.model, settings.optimizer, settings.groups, settings.layer_decay)
+        self.objective = regularised(task.objective(), settings)
+        self.optimizer = optimizer.build(self.model, settings.optimizer, settings.groups, settings.layer_decay,
+                                         prepare.start_of(recipe, opened))
+        self._count_trained()
+        self.frozen = self._unfreezing()
         self.average = None if settings.ema is None else Average(self.model, settings.ema)
         self.best = Best(settings.best or BestSettings())
         self.tokens = 0
@@ -140,6 +152,26 @@ class _Training:
             source_hash = sha256("choose", str(recipe.data.choose.carve), *facts.values())
             self.choose = task.build(values, run.folder / "shards", recipe.seed, source_hash).examples
 
+    def _count_trained(self) -> None:
+        """Says, and writes into the lineage, how many of the parameters are trained, where it is not all of them."""
+        trained = sum(parameter.numel() for parameter in trainable(self.model).values())
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        if trained < total:
+            self.opened.card["lineage"] |= {"parameters": {"trained": trained, "all": total}}
+            _log.info(say(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})",
+                          f"可训练参数：{trained:,}，共 {total:,}（{trained / total:.2%}）"))
+
+    def _unfreezing(self) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+        """What waits in a step for its turn to be trained."""
+        settings = self.recipe.train.unfreeze
+        if settings is None:
+            return lambda _: contextlib.nullcontext()
+        found = Unfreezing(self.model, settings)
+        joined = found.num_joined(self.total_steps - 1)
+        _log.info(say(f"one layer more every {settings.every} steps; {joined} of {len(found.stages)} levels in the end",
+                      f"每 {settings.every} 步多训练一层；最终训练 {joined}/{len(found.stages)} 级"))
+        return found
+
     def carry_out(self) -> Trained:
         start = self._resume()
         if start >= self.total_steps and self._model_is_of(start):
@@ -149,11 +181,13 @@ class _Training:
             return self._trained(start)
         settings = self.recipe.train
         if settings.best is not None and self.choose is not None:  # a misspelt metric costs no training
-            Best(settings.best).see(0, first_batch(self.model, self.task, self.objective, self.choose,
-                                                   prepare.values_of(self.rows.choose), self.on))
+            measuring = self.model, self.task, self.objective, self.choose, prepare.values_of(self.rows.choose), self.on
+            found = first_batch(*measuring)
+            named = all(name in found for name in settings.best.names)  # else the batch may have no row of a task
+            Best(settings.best).see(0, found if named else validate(*measuring))
         results = steps(self.model, self.optimizer, self.objective, self.loader.batches,
                         lr_factor=self.rates.factor, total_steps=self.total_steps, settings=settings, device=self.on,
-                        seed=self.recipe.seed, start_step=start)
+                        seed=self.recipe.seed, start_step=start, frozen=self.frozen)
         step = start
         with Progress(self.total_steps) as progress:
             for result in results:
@@ -183,7 +217,7 @@ class _Training:
         if found is None:
             self.run.rewind(0)
             return 0
-        saved = checkpoint.load(found, self.model, self.optimizer, average=self.average)
+        saved = checkpoint.load(found, self.model, self.optimizer, self._saved_tensors, average=self.average)
         self._refuse_other_tokenizer(found, saved.state["tokenizer"])
         before = parse(Rates, saved.state["rates"], str(found))
         refuse_other_past(before, self.rates, saved.step, str(found))
@@ -208,7 +242,7 @@ class _Training:
 
     def _model_is_of(self, step: int) -> bool:
         """Whether the run's model is that of so many steps: one made before the run was made longer is not."""
-        if not all((self.run.model / name).exists() for name in ("config.json", modeldir.CARD)):
+        if not (self.run.model / modeldir.CARD).exists():
             return False
         card = json.loads((self.run.model / modeldir.CARD).read_text(encoding="utf-8"))
         return bool(card["lineage"]["steps"] == step)
@@ -274,10 +308,13 @@ class _Training:
                         self.average)
         checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())
 
+    def _saved_tensors(self, folder: Path) -> dict[str, torch.Tensor]:
+        return modeldir.saved_tensors(folder, self.opened)
+
     def _finish(self, step: int) -> None:
         """The run's model: the best weights (or the last), with the lineage, scores and golden prompts."""
         if self.best.step is not None:
-            checkpoint.load_weights(self.run.folder / "best", self.model)
+            checkpoint.load_weights(self.run.folder / "best", self.model, self._saved_tensors)
         elif self.average is not None:
             self.average.settle()
         self.model.eval()
@@ -285,10 +322,25 @@ class _Training:
         card["lineage"] |= {"steps": step, "tokens": self.tokens, "best_step": self.best.step}
         card["scores"] = {"choose": {"n": len(self.rows.choose), **self.metrics}} if self.rows.choose else {}
         self.model.compute_dtype = torch.float32  # as it will be opened
+        modeldir.exact_base(self.opened)
+        self._tune()
         card["golden"] = golden.record(self.model, self.task.tokenizer)
         save_model(self.run.model, self.opened)
         shutil.rmtree(self.run.folder / "best", ignore_errors=True)
         _log.info(say("the model is in ", "模型在 ") + str(self.run.model))
+
+    def _tune(self) -> None:
+        """What the task chooses after training, on the rows for choosing, goes into the card."""
+        if self.choose is None or not self.task.settings.target_columns:
+            return
+        values, choose = prepare.values_of(self.rows.choose), self.choose
+
+        @cache
+        def outputs() -> list[list[Any]]:
+            return outputs_of(self.model, self.task, choose, len(values), self.on)
+
+        self.task = self.task.tuned(values, outputs)
+        self.opened.card["tasks"] = cards_of(self.task)
 
     def _trained(self, step: int, exit_code: int = 0) -> Trained:
         return Trained(self.run.folder, step, self.tokens, time.monotonic() - self.began, self.metrics, exit_code)
@@ -297,7 +349,7 @@ class _Training:
 def _card(recipe: Recipe, task: Task, rows: Rows, facts: Mapping[str, str]) -> dict[str, Any]:
     """wenmo.json: what the model is for, and where it came from."""
     card: dict[str, Any] = {
-        "tasks": {task.name: task.card()},
+        "tasks": cards_of(task),
         "source": prepare.source_card(recipe),
         "normalize": prepare.normalization_card(recipe),
         "languages": language_shares(rows.texts(recipe.task.columns), every=1 + rows.num_train // SAMPLE_TEXTS),

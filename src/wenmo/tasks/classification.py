@@ -20,6 +20,7 @@ from wenmo.config import Fraction
 from wenmo.data.sequence import Batch
 from wenmo.errors import DataError, RecipeError, say
 from wenmo.metrics import classification_report
+from wenmo.metrics.comparison import Statistic, row_macro_f1, row_mean
 from wenmo.models import LanguageModel
 from wenmo.objectives import Objective, class_scores, classification
 from wenmo.tasks.task import Measured
@@ -35,24 +36,48 @@ Label = Annotated[str, BeforeValidator(_label)]
 Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+def all_different(labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    twice = [label for label, count in Counter(labels or ()).items() if count > 1]
+    if twice:
+        raise ValueError(say(f"{', '.join(twice)} stands twice", f"{'、'.join(twice)} 出现了两次"))
+    return labels
+
+
+def labels_of(counts: Mapping[str, int], given: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The labels of the training rows, `given` or else sorted. RecipeError where those given are others."""
+    labels = given
+    if labels is None:
+        numeric = all(label.lstrip("-").isdigit() for label in counts)
+        labels = tuple(sorted(counts, key=int if numeric else str))
+    unseen = [label for label in labels if not counts.get(label)]
+    if unseen:
+        raise RecipeError(
+            say(f"no training row has the label {', '.join(unseen)}", f"训练数据中没有标签 {', '.join(unseen)}"),
+            where="task.labels",
+            mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
+    unlisted = sorted(set(counts) - set(labels))
+    if unlisted:
+        raise RecipeError(
+            say(f"training rows have the label {', '.join(unlisted)}, which is not listed",
+                f"训练数据中的标签 {', '.join(unlisted)} 未列出"),
+            where="task.labels",
+            mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
+    if not labels:
+        raise DataError(say("no training row has a label", "训练数据中没有任何标签"), where="labels",
+                        mend=say("check the column and task.separator", "请检查该列与 task.separator"))
+    return labels
+
+
 class ClassificationSettings(TextSettings):
     """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
-    class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label.
-    r_drop: how much two readings of a text under different dropouts must agree; costs a second forward and backward."""
+    class_weights: `balanced` (each class counts alike: n / (C · n_c)), or a weight for each label."""
 
     type: Literal["classification"] = "classification"
     labels: tuple[Label, ...] | None = Field(None, min_length=2)
     class_weights: Literal["balanced"] | dict[Label, Weight] | None = None
     label_smoothing: Fraction = 0.0
-    r_drop: float = Field(0.0, ge=0, allow_inf_nan=False)
 
-    @field_validator("labels")
-    @classmethod
-    def _all_different(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        twice = [label for label, count in Counter(labels or ()).items() if count > 1]
-        if twice:
-            raise ValueError(say(f"{', '.join(twice)} stands twice", f"{'、'.join(twice)} 出现了两次"))
-        return labels
+    _all_different = field_validator("labels")(all_different)
 
 
 @dataclass(frozen=True)
@@ -71,23 +96,7 @@ class Classification(TextTask[ClassificationSettings]):
 
     def fitted(self, rows: Iterable[Mapping[str, Any]]) -> Classification:
         counts = Counter(str(row["label"]) for row in rows)
-        labels = self.settings.labels
-        if labels is None:
-            numeric = all(label.lstrip("-").isdigit() for label in counts)
-            labels = tuple(sorted(counts, key=int if numeric else str))
-        unseen = [label for label in labels if not counts[label]]
-        if unseen:
-            raise RecipeError(
-                say(f"no training row has the label {', '.join(unseen)}", f"训练数据中没有标签 {', '.join(unseen)}"),
-                where="task.labels",
-                mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
-        unlisted = sorted(set(counts) - set(labels))
-        if unlisted:
-            raise RecipeError(
-                say(f"training rows have the label {', '.join(unlisted)}, which is not listed",
-                    f"训练数据中的标签 {', '.join(unlisted)} 未列出"),
-                where="task.labels",
-                mend=say("the labels found: ", "实际的标签有：") + ", ".join(sorted(counts)))
+        labels = labels_of(counts, self.settings.labels)
         if len(labels) < 2:
             raise DataError(
                 say(f"all training rows have the label {labels[0] if labels else '?'}",
@@ -123,22 +132,35 @@ class Classification(TextTask[ClassificationSettings]):
         return self.labels[label]
 
     def objective(self) -> Objective:
-        return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing,
-                              r_drop=self.settings.r_drop)
+        return classification(class_weights=self.weights, label_smoothing=self.settings.label_smoothing)
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
         return list(torch.softmax(class_scores(model, batch.text), dim=-1).cpu().numpy())
 
-    def decode(self, outputs: list[Any]) -> dict[str, Any]:
-        [probabilities_C] = outputs
+    def pooled(self, outputs: list[Any]) -> Any:
+        """Where the largest of each class were taken, they are made to add up to one again."""
+        probabilities_C = super().pooled(outputs)
+        return probabilities_C / probabilities_C.sum() if len(outputs) > 1 else probabilities_C
+
+    def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
+        probabilities_C = self.pooled(outputs)
         names = list(self.labels)
         return {"label": names[int(probabilities_C.argmax())],
                 "scores": {name: round(float(p), 6) for name, p in zip(names, probabilities_C, strict=True)}}
 
+    def correct(self, row: Mapping[str, Any], outputs: list[Any]) -> bool:
+        """Whether the most probable label is the row's."""
+        probabilities_C = self.pooled(outputs)
+        return int(probabilities_C.argmax()) == self._number(str(row["label"]))
+
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
         labels = [self._number(str(row["label"])) for row in rows]
-        result = classification_report(labels, np.stack([output for [output] in outputs]), list(self.labels), seed)
-        return Measured(len(rows), result["metrics"], result["details"])
+        probabilities_BC = np.stack([self.pooled(each) for each in outputs])
+        result = classification_report(labels, probabilities_BC, list(self.labels), seed)
+        said = probabilities_BC.argmax(axis=1)
+        statistics: dict[str, Statistic] = {
+            "accuracy": row_mean(said == labels), "macro_f1": row_macro_f1(labels, said, len(self.labels))}
+        return Measured(len(rows), result["metrics"], result["details"], statistics)
 
     def card(self) -> dict[str, Any]:
         return {**super().card(), "labels": list(self.labels)}

@@ -6,7 +6,7 @@ A row is a document, `text`. Causal: every token from those before it. Masked: 1
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
@@ -162,7 +162,7 @@ class LanguageModeling:
 
         Causal: windows of `max_tokens` that overlap by half, so that a token has at least half a window before it
         (but for the first window's); the document's first token is given. No control tokens are added. Masked:
-        chunks with one fixed corruption, keyed by the row's number.
+        chunks with one fixed corruption, keyed by the text, so that the order of rows is no matter.
         """
         text = str(row["text"])
         ids, offsets = self.tokenizer.encode_with_offsets(text)
@@ -174,16 +174,19 @@ class LanguageModeling:
         for start in range(0, len(ids), room):
             wrapped, _ = self.tokenizer.wrap(ids[start : start + room])
             corrupted, targets = mask_tokens(
-                np.asarray(wrapped), rng=numpy_rng("evaluate", number, start), mask_id=self._mask_id,
+                np.asarray(wrapped), rng=numpy_rng("evaluate", text, start), mask_id=self._mask_id,
                 vocab_size=self.tokenizer.vocab_size, control_ids=self._control_ids,
                 probability=self.settings.probability)
             sequences.append(Sequence(number, {"ids": corrupted, "targets": targets}))
         return Encoded(sequences)
 
+    def tuned(self, rows: list[Mapping[str, Any]], outputs: Callable[[], list[list[Any]]]) -> LanguageModeling:
+        return self
+
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
         return likelihoods(model, hidden_of(model, batch.text), batch.text)
 
-    def decode(self, outputs: list[Any]) -> dict[str, Any]:
+    def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
         return answer(outputs)
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:

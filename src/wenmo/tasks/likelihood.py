@@ -19,6 +19,7 @@ from torch import Tensor
 from wenmo.data.corruption import IGNORED
 from wenmo.data.sequence import Flat
 from wenmo.metrics import Estimate, bits_per_byte, bits_per_character, bootstrap, perplexity
+from wenmo.metrics.comparison import Statistic, row_ratio
 from wenmo.models import LanguageModel, logits
 from wenmo.tasks.task import Measured
 
@@ -85,4 +86,16 @@ def measured(outputs: Sequence[Sequence[Likelihood]], seed: int, *, accuracy: st
         metrics["bits_per_character"] = bits_per_character(nll, characters, seed)
         metrics["bits_per_byte"] = bits_per_byte(nll, num_bytes, seed)
         details |= {"characters": int(characters.sum()), "bytes": int(num_bytes.sum())}
-    return Measured(len(outputs), metrics, details)
+    return Measured(len(outputs), metrics, details, _statistics(outputs, accuracy))
+
+
+def _statistics(outputs: Sequence[Sequence[Likelihood]], accuracy: str | None) -> dict[str, Statistic]:
+    """The metrics as functions of the rows drawn. Perplexities are not compared: they depend on the tokens."""
+    def sums(name: str) -> np.ndarray:
+        return np.asarray([sum(getattr(window, name) for window in windows) for windows in outputs], float)
+
+    if accuracy is not None:
+        return {accuracy: row_ratio(sums("num_right"), sums("num_tokens"))}
+    bits = sums("nll_nats") / math.log(2)
+    return {"bits_per_character": row_ratio(bits, sums("num_characters")),
+            "bits_per_byte": row_ratio(bits, sums("num_bytes"))}

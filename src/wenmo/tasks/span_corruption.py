@@ -6,7 +6,7 @@ The answer to a row is the likelihood of what was cut out, under one corruption 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import count, takewhile
@@ -118,18 +118,22 @@ class SpanCorruption:
     # Measuring ------------------------------------------------------------------------------------------
 
     def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
-        """A document of any length → chunks, each with one fixed corruption, keyed by its number and the place."""
-        ids = np.asarray(self.tokenizer.encode(str(row["text"])))
+        """A document of any length → chunks, each with one fixed corruption, keyed by the text and the place."""
+        text = str(row["text"])
+        ids = np.asarray(self.tokenizer.encode(text))
         sequences: list[Sequence] = []
         for start in range(0, len(ids), self._chunk_tokens):
             chunk = ids[start : start + self._chunk_tokens]
-            sequences += self._example(number, chunk, numpy_rng("evaluate spans", number, start))
+            sequences += self._example(number, chunk, numpy_rng("evaluate spans", text, start))
         return Encoded(sequences)
+
+    def tuned(self, rows: list[Mapping[str, Any]], outputs: Callable[[], list[list[Any]]]) -> SpanCorruption:
+        return self
 
     def outputs(self, model: LanguageModel, batch: Batch) -> list[Any]:
         return likelihoods(model, target_hidden_of(model, batch), batch.roles[TARGET])
 
-    def decode(self, outputs: list[Any]) -> dict[str, Any]:
+    def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
         return answer(outputs)
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:

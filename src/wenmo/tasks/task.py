@@ -3,7 +3,7 @@
     encode    a row → sequences (one, or several: windows, both sides of a pair, chosen and rejected)
     objective what training minimises on them
     outputs   a batch → one plain output a sequence
-    decode    the outputs of one row → the answer a user sees
+    decode    one row and its outputs → the answer a user sees
     measure   the rows and their outputs → metrics with intervals
 
 A task names head kinds and no architecture; the boundary in between is `models.LanguageModel`.
@@ -11,7 +11,7 @@ A task names head kinds and no architecture; the boundary in between is `models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -20,26 +20,30 @@ from wenmo.config import Count, Settings
 from wenmo.data.examples import Examples
 from wenmo.data.sequence import Batch, Sequence
 from wenmo.errors import DataError, say
-from wenmo.metrics import Estimate
+from wenmo.metrics import Estimate, Statistic
 from wenmo.models import LanguageModel
 from wenmo.objectives import Objective
 from wenmo.text.tokenizer import Tokenizer
 
-TooLong = Literal["head", "tail", "both", "refuse"]
+TooLong = Literal["head", "tail", "both", "window", "refuse"]
 Span = tuple[int, int]  # from the first token to before the last
 SHOWN = 40  # characters of a text in a message about it
 
 
 class Lengths(Settings):
-    """The longest sequence, and what happens to a longer text: which part of it is kept, or that it is refused."""
+    """The longest sequence, and what happens to a longer text: which part of it is kept, that it is refused, or that it
+    is read in windows, which share `overlap_tokens`. `pool`: what becomes of their answers, the mean or the largest."""
 
     max_tokens: Count = 128
     too_long: TooLong = "head"
+    overlap_tokens: Count = 0
+    pool: Literal["mean", "max"] = "mean"
 
     def fit(self, ids: list[int], room: int, text: str) -> list[int]:
         """At most `room` of the text's ids. Raises DataError if they are too many and the recipe says `refuse`."""
         if len(ids) <= room:
             return ids
+        assert self.too_long != "window", "a text is fitted, or cut into windows"
         if self.too_long == "refuse":
             raise DataError(
                 say(f"a text of {len(ids)} tokens, {room} fit", f"文本有 {len(ids)} 个词元，最多容纳 {room} 个"),
@@ -85,15 +89,21 @@ class Built:
     num_tokens: int
     num_rows_cut: int = 0
     num_tokens_cut: int = 0
+    num_rows_skipped: int = 0  # not among num_rows: nothing is learned from them
+    notes: tuple[str, ...] = ()  # what else there is to say of them, a line each
 
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Metrics with intervals over `n` items, and what else was seen on the way."""
+    """Metrics with intervals over `n` items, and what else was seen on the way.
+
+    `statistics`: metrics as functions of the rows drawn (metrics/comparison.py), so that two models can be compared.
+    """
 
     n: int
     metrics: Mapping[str, Estimate]
     details: Mapping[str, Any] = field(default_factory=dict)
+    statistics: Mapping[str, Statistic] = field(default_factory=dict)
 
 
 class TaskSettings(Protocol):
@@ -134,6 +144,11 @@ class Task(Protocol):
         """This task with what must be learned from the training rows alone (labels, class weights)."""
         ...
 
+    def tuned(self, rows: list[Mapping[str, Any]], outputs: Callable[[], list[list[Any]]]) -> Task:
+        """This task with what is chosen after training on the rows for choosing, from what the model makes of them
+        (thresholds). `outputs` gives these, as for `measure`; who chooses nothing does not ask."""
+        ...
+
     def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
         """Raises DataError for a row that cannot be encoded."""
         ...
@@ -149,8 +164,8 @@ class Task(Protocol):
         mode."""
         ...
 
-    def decode(self, outputs: list[Any]) -> dict[str, Any]:
-        """The answer to one row from the outputs of its sequences."""
+    def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
+        """The answer to one row from the row, as the user gave it, and the outputs of its sequences."""
         ...
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured: ...

@@ -6,7 +6,7 @@ adds what is its own: heads, targets, objective, outputs, decode and measure. do
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +16,9 @@ import numpy as np
 
 from wenmo.config import Settings
 from wenmo.data.examples import Rows
-from wenmo.data.sequence import Sequence
+from wenmo.data.sequence import Sequence, examples_of
 from wenmo.errors import DataError, RecipeError, say
-from wenmo.tasks.task import Built, Encoded, Lengths
+from wenmo.tasks.task import Built, Encoded, Lengths, windows
 from wenmo.text.tokenizer import Tokenizer
 
 S = TypeVar("S", bound="TextSettings")
@@ -58,6 +58,9 @@ class TextTask(Generic[S]):
     def fitted(self, rows: Iterable[Mapping[str, Any]]) -> Self:
         return self
 
+    def tuned(self, rows: list[Mapping[str, Any]], outputs: Callable[[], list[list[Any]]]) -> Self:
+        return self
+
     def targets(self, row: Mapping[str, Any]) -> Mapping[str, int | float | np.ndarray]:
         """What is to be learned of a row: name → a number, or an array of the same shape for all rows.
 
@@ -76,11 +79,22 @@ class TextTask(Generic[S]):
                 where="data.max_tokens", mend=say(f"at least {least}", f"至少 {least}"))
         return self.lengths.max_tokens - least + len(self.settings.columns)
 
+    def pooled(self, outputs: list[Any]) -> Any:
+        """The output of a row from those of its windows (arrays or numbers), of which a text that fits has one."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return (np.mean if self.lengths.pool == "mean" else np.max)(np.stack(outputs), axis=0)
+
     def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
         texts = [str(row[column]) for column in self.settings.columns]
         parts = [self.tokenizer.encode(text) for text in texts]
         room = self._room
         total = sum(map(len, parts))
+        values = self.targets(row) if with_targets else {}
+        if self.lengths.too_long == "window" and total > room:
+            assert len(parts) == 1, "a pair is not read in windows"
+            spans = windows(total, room, self.lengths.overlap_tokens)
+            return Encoded([self._sequence(number, [parts[0][start:end]], values) for start, end in spans])
         if len(parts) == 1:
             parts = [self.lengths.fit(parts[0], room, texts[0])]
         elif total > room:
@@ -90,6 +104,10 @@ class TextTask(Generic[S]):
             parts = [self.lengths.fit(part, share if len(part) > room - share else len(part), text)
                      for part, text in zip(parts, texts, strict=True)]
             parts[1] = parts[1][: room - len(parts[0])]
+        return Encoded([self._sequence(number, parts, values)], total - sum(map(len, parts)))
+
+    def _sequence(self, number: int, parts: list[list[int]],
+                  values: Mapping[str, int | float | np.ndarray]) -> Sequence:
         ids, segments = self.tokenizer.wrap(*parts)
         if not ids:
             raise DataError(say("a text without a single token", "文本没有任何词元"),
@@ -97,12 +115,11 @@ class TextTask(Generic[S]):
         tokens = {"ids": np.asarray(ids)}
         if self.settings.pair and any(segments):
             tokens["segments"] = np.asarray(segments)
-        values = self.targets(row) if with_targets else {}
-        return Encoded([Sequence(number, tokens, values)], total - sum(map(len, parts)))
+        return Sequence(number, tokens, values)
 
     def build(self, rows: Iterable[Mapping[str, Any]], folder: Path, seed: int, source_hash: str) -> Built:
         encoded = [self.encode(number, row, with_targets=True) for number, row in enumerate(rows)]
-        examples = Rows([row.sequences for row in encoded])
+        examples = Rows([example for row in encoded for example in examples_of(row.sequences)])
         return Built(examples, len(encoded), int(examples.lengths(0).sum()),
                      sum(row.cut_tokens > 0 for row in encoded), sum(row.cut_tokens for row in encoded))
 

@@ -19,65 +19,92 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from wenmo.errors import DataError, TokenizerError, say
+from wenmo.errors import TokenizerError, WenmoError, say
+from wenmo.text.chat_templates import CHATML as CHATML
+from wenmo.text.messages import Message, checked, plain_value
 from wenmo.text.template import render_template
 from wenmo.text.tokenizer import Tokenizer
 
-Message = Mapping[str, Any]
-ROLES = ("system", "developer", "user", "assistant", "tool")
 
-# For tokenizers trained here, when they are to chat. <|endoftext|> is not part of it: it ends documents.
-CHATML = """\
-{%- for message in messages %}
-{{- '<|im_start|>' + message['role'] + '\\n' }}
-{%- if message['role'] == 'assistant' %}
-{%- generation %}{{ message['content'] + '<|im_end|>' }}{% endgeneration %}
-{%- else %}{{ message['content'] + '<|im_end|>' }}
-{%- endif %}
-{{- '\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"""
-
-
-def render(tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> list[int]:
-    """The ids of a conversation; with `add_generation_prompt`, up to where the assistant is to begin.
+def render(tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
+           add_generation_prompt: bool = False) -> list[int]:
+    """The ids of a conversation; with `add_generation_prompt`, up to where the assistant is to begin. `tools`: the
+    functions that it may call, as JSON schemas.
 
     Raises DataError for messages that are none or that the template objects to, TokenizerError without a working
     template.
     """
     marks = _Marks(tokenizer)
-    safe = [marks.defused(message) for message in _checked(messages)]
-    pieces = marks.pieces(_rendered(tokenizer, safe, add_generation_prompt))
+    safe, offered = _safe(marks, messages, tools)
+    pieces = marks.pieces(_rendered(tokenizer, safe, offered, add_generation_prompt))
     return tokenizer.encode_pieces([piece.value for piece in pieces])[0]
 
 
 def render_with_mask(
-    tokenizer: Tokenizer, messages: Sequence[Message], *, add_generation_prompt: bool = False
+    tokenizer: Tokenizer, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None,
+    add_generation_prompt: bool = False, last_only: bool = False,
 ) -> tuple[list[int], list[bool]]:
-    """The ids of `render`, and for each whether it is the assistant's: what a model is to learn to write.
+    """The ids of `render`, and for each whether it is the assistant's: what a model is to learn to write. `last_only`:
+    of its turns only the last one counts.
 
     The template's {% generation %} blocks say so. Where it has none, it is the content of the assistant's messages
-    (`reasoning_content` too) and the control token that follows. A token that the assistant's words share with the
-    template's is theirs. Raises TokenizerError for a template that rewrites what the assistant says so that it
-    cannot be found again.
+    (`reasoning_content` too) and the control token that follows; with tool calls, which a template writes in its own
+    way, whatever a message adds to the conversation before it, up to its last control token. A token that the
+    assistant's words share with the template's is theirs. Raises TokenizerError for a template that rewrites what the
+    assistant says so that it cannot be found again.
     """
     marks = _Marks(tokenizer)
-    safe = [marks.defused(message) for message in _checked(messages)]
-    plain = _rendered(tokenizer, safe, add_generation_prompt)
+    safe, offered = _safe(marks, messages, tools)
+    plain = _rendered(tokenizer, safe, offered, add_generation_prompt)
     fences = marks.start, marks.end
-    fenced = _rendered(tokenizer, safe, add_generation_prompt, fences)
+    fenced = _rendered(tokenizer, safe, offered, add_generation_prompt, fences)
     closes = fenced == plain
-    if closes and any(message["role"] == "assistant" for message in safe):
-        attempts = ([_fenced(message, fences, within) for message in safe] for within in (False, True))
-        renderings = (_rendered(tokenizer, attempt, add_generation_prompt) for attempt in attempts)
-        fenced = next((text for text in renderings if marks.fences_only(text, plain)), "")
+    theirs = [i for i, message in enumerate(safe) if message["role"] == "assistant"][-1 if last_only else 0:]
+    if closes and theirs:
+        if any(message.get("tool_calls") for message in safe):
+            fenced = _by_prefix(tokenizer, marks, safe, offered, plain, theirs)
+        else:
+            attempts = ([_fenced(message, fences, within) if i in theirs else message for i, message in
+                         enumerate(safe)] for within in (False, True))
+            renderings = (_rendered(tokenizer, attempt, offered, add_generation_prompt) for attempt in attempts)
+            fenced = next((text for text in renderings if marks.fences_only(text, plain)), "")
         if not fenced:
             raise _untraceable()
+    elif last_only:
+        before, start, last = fenced.rpartition(marks.start)
+        fenced = before.replace(marks.start, "").replace(marks.end, "") + start + last
     pieces = marks.pieces(fenced)
     if closes:
         pieces = _with_closing(pieces)
     ids, spans = tokenizer.encode_pieces([piece.value for piece in pieces])
     return ids, [any(piece.assistant for piece in pieces[first:last + 1]) for first, last in spans]
+
+
+def end_of_turn(tokenizer: Tokenizer) -> int | None:
+    """The control token that the assistant ends its turns with; None where the template lets them end without one."""
+    ids, mask = render_with_mask(tokenizer, [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}])
+    learned = [id for id, theirs in zip(ids, mask, strict=True) if theirs]
+    return learned[-1] if learned and learned[-1] in tokenizer.control_ids else None
+
+
+def has_place_for_tools(tokenizer: Tokenizer, messages: Sequence[Message], tools: Any) -> bool:
+    """Whether nothing is lost: the template writes the functions down, and every call of one."""
+    def lost(without: Sequence[Message], offered: Any) -> bool:
+        marks = _Marks(tokenizer)
+        texts = [_rendered(tokenizer, *_safe(marks, *each), False) for each in ((messages, tools), (without, offered))]
+        return texts[0] == texts[1]
+
+    if tools and lost(messages, None):
+        return False
+    calling = [i for i, message in enumerate(messages) if message.get("tool_calls")]
+    return not any(lost([{**message, "tool_calls": None, "content": message.get("content") or ""} if i == number
+                         else message for number, message in enumerate(messages)], tools) for i in calling)
+
+
+def _safe(marks: _Marks, messages: Sequence[Message], tools: Any) -> tuple[list[dict[str, Any]], Any]:
+    """Messages and tools as a template may see them."""
+    offered = None if not tools else [marks.defused(plain_value(tool, f"tools[{i}]")) for i, tool in enumerate(tools)]
+    return [marks.defused(message) for message in checked(messages)], offered
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +181,10 @@ class _Marks:
         end_text()
         return pieces
 
+    def end_of_last_control(self, text: str) -> int:
+        """Where the last control string of a rendered text ends; without one, where its words do."""
+        return max((found.end() for found in self._control.finditer(text)), default=len(text.rstrip()))
+
     def fences_only(self, fenced: str, plain: str) -> bool:
         """Whether `fenced` is `plain` with starts and ends added, each start with its end."""
         order = [part[:6] for part in fenced.split(self._nonce)[1:] if int(part[:6]) in (_START, _END)]
@@ -173,7 +204,7 @@ def _parts(controls: tuple[str, ...]) -> tuple[frozenset[str], frozenset[str], s
 
 
 def _rendered(
-    tokenizer: Tokenizer, messages: list[dict[str, Any]], add_generation_prompt: bool,
+    tokenizer: Tokenizer, messages: list[dict[str, Any]], tools: Any, add_generation_prompt: bool,
     fences: tuple[str, str] = ("", ""),
 ) -> str:
     if tokenizer.chat_template is None:
@@ -183,7 +214,7 @@ def _rendered(
                      "请使用对话模型的分词器，或为其提供 chat_template.jinja"),
         )
     names = {f"{role}_token": tokenizer.token(id) for role, id in tokenizer.control.items()}
-    values = {**names, "messages": messages, "tools": None, "documents": None,
+    values = {**names, "messages": messages, "tools": tools, "documents": None,
               "add_generation_prompt": add_generation_prompt}
     return render_template(tokenizer.chat_template, values, fences)
 
@@ -204,6 +235,25 @@ def _fenced(message: dict[str, Any], fences: tuple[str, str], within: bool) -> d
             changed[key] = [{**part, "text": _between(part["text"], fences, within)} if "text" in part else part
                             for part in value]
     return {**message, **changed}
+
+
+def _by_prefix(tokenizer: Tokenizer, marks: _Marks, messages: list[dict[str, Any]], tools: Any, plain: str,
+               theirs: Sequence[int]) -> str:
+    """`plain` with fences around what each of these messages adds to the conversation up to where it begins; empty
+    where the template does not simply go on."""
+    result, done = "", 0
+    for i in theirs:
+        try:
+            before = _rendered(tokenizer, messages[:i], tools, True)
+            until = _rendered(tokenizer, messages[:i + 1], tools, False)
+        except WenmoError:  # it does not take a part of a conversation
+            return ""
+        if not (until.startswith(before) and plain.startswith(until)):
+            return ""
+        end = len(before) + marks.end_of_last_control(until[len(before):])
+        result += plain[done:len(before)] + marks.start + plain[len(before):end] + marks.end
+        done = end
+    return result + plain[done:]
 
 
 def _between(text: str, fences: tuple[str, str], within: bool) -> str:
@@ -234,46 +284,3 @@ def _untraceable() -> TokenizerError:
         mend=say("put {% generation %} and {% endgeneration %} around it in the template",
                  "请在模板中用 {% generation %} 和 {% endgeneration %} 把它括起来"),
     )
-
-
-# Messages ---------------------------------------------------------------------------------------------
-
-
-def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Plain copies, without the keys whose value is None. Raises DataError for the first that is no message."""
-    if not isinstance(messages, (list, tuple)) or not messages:
-        raise _not_messages("messages", say("a conversation is a list of messages", "对话应为消息列表"))
-    checked = []
-    for i, message in enumerate(messages):
-        where = f"messages[{i}]"
-        if not isinstance(message, Mapping):
-            raise _not_messages(where, say(f"a message is a mapping, not {type(message).__name__}",
-                                           f"消息应为映射，而不是 {type(message).__name__}"))
-        plain = {key: _plain(value, f"{where}.{key}") for key, value in message.items() if value is not None}
-        if plain.get("role") not in ROLES:
-            raise _not_messages(f"{where}.role", say(f"no such role: {plain.get('role')!r}",
-                                                     f"没有这种角色：{plain.get('role')!r}"))
-        content = plain.get("content")
-        parts = isinstance(content, list) and all(
-            isinstance(part, dict) and isinstance(part.get("text", ""), str) for part in content)
-        if not (isinstance(content, str) or parts or (content is None and plain.get("tool_calls"))):
-            raise _not_messages(f"{where}.content", say("the content is not a text", "内容不是文本"))
-        checked.append(plain)
-    return checked
-
-
-def _plain(value: Any, where: str) -> Any:
-    """JSON values of Python's own types: a template must not meet objects with methods."""
-    if value is None or type(value) in (str, int, float, bool):
-        return value
-    if isinstance(value, Mapping) and all(type(key) is str for key in value):
-        return {key: _plain(item, where) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item, where) for item in value]
-    raise _not_messages(where, say(f"{type(value).__name__} is no JSON value", f"{type(value).__name__} 不是 JSON 值"))
-
-
-def _not_messages(where: str, what: str) -> DataError:
-    return DataError(what, where=where, mend=say(
-        f'write {{"role": …, "content": text}} with one of the roles {", ".join(ROLES)}',
-        f'写成 {{"role": …, "content": 文本}}，角色为 {"、".join(ROLES)} 之一'))

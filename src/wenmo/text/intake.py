@@ -16,14 +16,16 @@ from wenmo.errors import DataError, say
 from wenmo.text.counts import Counts as Counts
 from wenmo.text.counts import Quarantine as Quarantine
 from wenmo.text.formats import records
+from wenmo.text.json_shapes import from_parts
 from wenmo.text.layout import TABLES, empty
 from wenmo.text.normalize import NormalizeSettings as NormalizeSettings
-from wenmo.text.normalize import normalized, normalizer
+from wenmo.text.normalize import Placeholders, normalized, normalizer
 from wenmo.text.records import Record
-from wenmo.text.source import LABELS, LISTS, STRINGS, Found
+from wenmo.text.source import LABELS, LISTS, PARTS, SEVERAL, STRINGS, Found
 from wenmo.text.source import Source as Source
 from wenmo.text.source import SourceSettings as SourceSettings
 from wenmo.text.source import open_source as open_source
+from wenmo.text.source_settings import useless
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ def read_all(source: Source, counts: Counts, quarantine: Quarantine | None = Non
     """`read_rows`, with the bad rows in their places: for answers that must come in the order of the questions."""
     settings = source.settings
     normalize = normalizer(settings.normalize)
+    fill = Placeholders(settings.fill)
     for found in source.files:
         before = counts.read
         with contextlib.closing(_body(found, settings.surplus)) as body:
@@ -75,7 +78,7 @@ def read_all(source: Source, counts: Counts, quarantine: Quarantine | None = Non
                 try:
                     if record.fault:
                         raise _BadRow(record.fault)
-                    values = _values(record.fields, found, source, normalize)
+                    values = fill(_values(record.fields, found, source, normalize))
                 except _BadRow as bad:
                     counts.quarantined += 1
                     if quarantine is not None:
@@ -89,6 +92,9 @@ def read_all(source: Source, counts: Counts, quarantine: Quarantine | None = Non
                 yield Row(values, found.file, record.number)
         if counts.read == before:
             raise empty(found.layout.path)
+    if fill.unseen:
+        raise useless("fill." + fill.unseen[0], say(f"no row says {{{{{fill.unseen[0]}}}}}",
+                                                    f"没有一行含有 {{{{{fill.unseen[0]}}}}}"), settings)
 
 
 # One row ----------------------------------------------------------------------------------------------
@@ -127,7 +133,9 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
             if name in source.required:
                 raise _BadRow(say(f"`{here}` is missing or null", f"`{here}` 缺失或为空值"))
             continue
-        if name in STRINGS:
+        if name in SEVERAL and isinstance(value, list):
+            value = _texts(value, here)
+        elif name in STRINGS or name in PARTS:
             value = _text(value, here, source.settings.join)
         if name in LISTS:
             value = _list(value, here)
@@ -141,14 +149,15 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
     if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
         num_tokens, num_tags = len(values["tokens"]), len(values["tags"])
         raise _BadRow(say(f"{num_tokens} tokens and {num_tags} tags", f"{num_tokens} 个词元，却有 {num_tags} 个标签"))
-    return values | source.settings.constants
+    values |= source.settings.constants
+    return from_parts(values) if "messages" in source.required else values
 
 
 def _is_empty(name: str, value: Any) -> bool:
-    """A question may have no answer, and a sentence no entities."""
+    """A question may have no answer, a sentence no entities, a text none of the labels."""
     if isinstance(value, str):
-        return not value.strip()
-    return value in ([], {}) and name not in ("answers", "entities")
+        return not value.strip() and name != "labels"
+    return value in ([], {}) and name not in ("answers", "entities", "labels")
 
 
 def _list(value: Any, here: str) -> list[Any]:
@@ -158,6 +167,13 @@ def _list(value: Any, here: str) -> list[Any]:
     if isinstance(value, list) and all(isinstance(item, (str, int)) for item in value):
         return value
     raise _BadRow(say(f"`{here}` is no list of words", f"`{here}` 不是词的列表"))
+
+
+def _texts(values: list[Any], here: str) -> list[str]:
+    """Those that say something."""
+    if not all(isinstance(value, str) for value in values):
+        raise _BadRow(say(f"`{here}` is no list of texts", f"`{here}` 不是文本的列表"))
+    return [value for value in values if value.strip()]
 
 
 def _text(value: Any, here: str, join: str | None) -> str:

@@ -64,6 +64,20 @@ def _alpaca(fields: dict[str, Any]) -> list[dict[str, Any]]:
     return messages + _pair(question, _string(fields.get("output"), "output"))
 
 
+def from_parts(values: dict[str, Any]) -> dict[str, Any]:
+    """A row's `messages` made of its `system`, `question` (with `input` on a new line) and `answer`, where it has none;
+    a `system` alone goes above those that it has."""
+    parts = {name: values.pop(name, None) for name in ("system", "question", "input", "answer")}
+    messages = list(values.get("messages") or ())
+    if not messages:
+        messages = [{"role": "user", "content": "\n".join(filter(None, (parts["question"], parts["input"])))}]
+        if parts["answer"] is not None:
+            messages.append({"role": "assistant", "content": parts["answer"]})
+    if parts["system"] and not (isinstance(messages[0], dict) and messages[0].get("role") == "system"):
+        messages.insert(0, {"role": "system", "content": parts["system"]})
+    return {"messages": messages, **values}
+
+
 def _pair(question: str, answer: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 

@@ -6,8 +6,9 @@ looked for; what a deployed model will be asked should pass through the same set
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wenmo.config import Settings
@@ -25,8 +26,13 @@ class NormalizeSettings(Settings):
 
     nfkc: bool = False  # Unicode compatibility form (UAX 15): Ａ → A, ㎏ → kg, ① → 1, but also ，→ ,
     width: bool = False  # full → half width for letters, digits and spaces; Chinese punctuation stays
-    simplify: bool = False  # traditional → simplified characters (OpenCC, t2s)
+    simplify: bool = False  # traditional → simplified characters (OpenCC, t2s), one for one
     strip: bool = False  # white space, byte-order marks and zero-width spaces at both ends
+
+    @property
+    def keeps_places(self) -> bool:
+        """Whether each character stands where it stood before: what counts characters stays true."""
+        return not (self.nfkc or self.strip)
 
 
 def normalizer(settings: NormalizeSettings) -> Callable[[str], str] | None:
@@ -54,13 +60,42 @@ def normalizer(settings: NormalizeSettings) -> Callable[[str], str] | None:
     return normalize
 
 
+class Placeholders:
+    """{{name}} in texts → what `values` has for it. `unseen`: the names that no text said so far."""
+
+    def __init__(self, values: Mapping[str, str]) -> None:
+        self.values, self.seen = dict(values), set[str]()
+        self._pattern = re.compile("|".join(rf"\{{\{{\s*({re.escape(name)})\s*\}}\}}" for name in values))
+
+    @property
+    def unseen(self) -> list[str]:
+        return [name for name in self.values if name not in self.seen]
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {name: normalized(value, self._filled) for name, value in row.items()} if self.values else row
+
+    def _filled(self, text: str) -> str:
+        return self._pattern.sub(self._value, text)
+
+    def _value(self, found: re.Match[str]) -> str:
+        name = next(filter(None, found.groups()))
+        self.seen.add(name)
+        return self.values[name]
+
+
 def _simplifier() -> Callable[[str], str]:
     try:
         from opencc import OpenCC
     except ImportError as error:
         raise MissingExtra("opencc", "zh", "`normalize.simplify`") from error
     convert: Callable[[str], str] = OpenCC("t2s").convert
-    return convert
+
+    def simplify(text: str) -> str:
+        """Its phrases are as long as what they stand for; were one not, the characters are taken one by one."""
+        simple = convert(text)
+        return simple if len(simple) == len(text) else "".join(convert(character)[:1] for character in text)
+
+    return simplify
 
 
 def normalized(value: Any, change: Callable[[str], str]) -> Any:

@@ -26,12 +26,27 @@ from wenmo.text.records import Layout
 from wenmo.text.source_settings import SourceSettings as SourceSettings
 from wenmo.text.source_settings import useless
 
-STRINGS = frozenset({"text", "text_a", "text_b", "question", "context", "source", "target"})
+STRINGS = frozenset({"text", "text_a", "text_b", "text_c", "question", "context", "source", "target"})
+SEVERAL = frozenset({"target"})  # of these a row may have several texts, each as good as the others: a list stays one
 LISTS = frozenset({"tokens", "tags"})
 LABELS = frozenset({"label", "labels", "tags", "score"})  # never normalised
+# A conversation that a table holds in parts: each under its standard name, or one of those that are usual for it.
+PARTS = {"system": ("system",), "question": ("question", "prompt", "instruction"), "input": ("input",),
+         "answer": ("answer", "response", "completion", "output")}
 _OFFSETS = frozenset({"entities", "answers"})  # these count characters of the text as it stands in the file
 _KEYS_FROM_ROWS = 1000  # JSON has no header: its columns are the keys of the first rows
 _NUMBERED = (*TABLES, "conll")  # their columns have numbers
+
+
+def with_parts(columns: Sequence[str]) -> tuple[str, ...]:
+    """These columns, and those that some of them may come in."""
+    return (*columns, *(PARTS if "messages" in columns else ()))
+
+
+def text_column(columns: Sequence[str]) -> str:
+    """Which column a text without a name is: the one text among the columns that are asked for."""
+    texts = [name for name in columns if name in STRINGS]
+    return texts[0] if len(texts) == 1 else "text"
 
 
 @dataclass(frozen=True)
@@ -75,16 +90,21 @@ def open_source(
     """Looks at every file: encoding, format, columns.
 
     A row without a `required` column will be quarantined; an `optional` one is taken where it is there, and must
-    be in the file if `columns` names it. DataError for what the files lack, RecipeError for what makes no sense.
+    be in the file if `columns` names it. Where `messages` are required, the functions offered with them (`tools`) are
+    taken too, and a file without `messages` may have them in parts (PARTS). DataError for what the files lack,
+    RecipeError for what makes no sense.
     """
+    if "messages" in required:
+        optional = (*optional, "tools")
     _check_names(settings, (*required, *optional))
-    offsets = _OFFSETS if normalizer(settings.normalize) is not None else frozenset()
+    normalizer(settings.normalize)  # an extra that it lacks is missed now
+    offsets = frozenset() if settings.normalize.keeps_places else _OFFSETS
     files = tuple(_look(path, beside, settings, root, required, optional)
                   for path, *beside in _files_together(settings, root))
     for found in files:
         if offsets & set(found.take):
-            raise useless("normalize", say("it would move the characters that the offsets count",
-                                           "它会移动偏移量所指的字符"), settings)
+            raise useless("normalize", say("`nfkc` and `strip` would move the characters that the offsets count",
+                                           "`nfkc` 与 `strip` 会移动偏移量所指的字符"), settings)
         if settings.join is not None and not STRINGS & set(found.take):
             raise useless("join", say("no column holds a text", "没有文本列"), settings)
     return Source(settings, files, frozenset(required))
@@ -92,6 +112,7 @@ def open_source(
 
 def _check_names(settings: SourceSettings, known: Sequence[str]) -> None:
     """The standard names in the settings are among those that are used here, and each has one place to come from."""
+    known = with_parts(known)
     for name in (*settings.columns, *settings.constants, *settings.parallel, *settings.before):
         if name not in known:
             raise RecipeError(
@@ -197,6 +218,12 @@ def _take(
     """Where each standard name is found: by number in a row that is a list, by key in one that is an object."""
     by_key = layout.format not in (*_NUMBERED, "txt")
     take: dict[str, str | int] = {}
+    if "messages" in required and not {"messages"} & {*settings.columns, *columns} and not layout.shape:
+        names, usual = _parts(columns, settings)
+        if "question" in names:
+            required = (*(name for name in required if name != "messages"), "question")
+            optional = (*optional, *(name for name in names if name != "question"))
+            settings = settings.model_copy(update={"columns": {**usual, **settings.columns}})
     for name in (*required, *optional):
         if name in settings.constants:
             continue
@@ -213,6 +240,13 @@ def _take(
         elif key in columns or name in required or name in settings.columns or name in settings.before:
             raise _missing(name, key, layout, columns)
     return take
+
+
+def _parts(columns: list[str], settings: SourceSettings) -> tuple[list[str], dict[str, str]]:
+    """(the parts of a conversation that the file has, {part: column} under the first of its usual names)."""
+    usual = {part: found for part, names in PARTS.items() if part not in settings.constants
+             and (found := next((name for name in names if name in columns), None)) is not None}
+    return [part for part in PARTS if part in usual or part in settings.columns], usual
 
 
 def _usual(name: str, layout: Layout, columns: list[str]) -> str | int:
@@ -233,7 +267,11 @@ class MissingColumn(DataError):
 def _missing(name: str, key: str | int, layout: Layout, columns: list[str]) -> MissingColumn:
     guess: str | int | None = None
     there = ", ".join(columns)
-    if key in columns:
+    if name == "messages":
+        what = say("there is no column `messages`, and none with questions", "没有列 `messages`，也没有问题列")
+        mend = say(f"say which they are: `columns: {{question: {columns[0]}, answer: {columns[-1]}}}`",
+                   f"请指明是哪些列：`columns: {{question: {columns[0]}, answer: {columns[-1]}}}`")
+    elif key in columns:
         guess = 0
         what = say(f"several columns are called `{key}`", f"有多列名为 `{key}`")
         mend = say(f"say which by its number from 0: `columns: {{{name}: 0}}`",

@@ -29,8 +29,10 @@ class SourceSettings(Settings):
     surplus: Literal["quarantine", "join", "drop"] = "quarantine"  # fields beyond them: join makes the last one longer
     before: dict[str, StrictStr] = Field({})  # {standard name: mark}: only what stands before the mark's first place
     unit: Unit = "line"  # txt: what a row is; paragraphs end at a blank line
+    fill: dict[str, StrictStr] = Field({})  # {name: what to put wherever a text of a row says {{name}}}
     join: str | None = None  # puts between the strings of a list (JSON, Parquet, CoNLL) that stands for a text
     limit: Count | None = Field(None, ge=1)  # rows to use, from the first; the others are read and counted as cut
+    tasks: tuple[str, ...] = ()  # of several tasks: those that these rows are for; all, if left out
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)  # how many times an epoch sees each row
     normalize: NormalizeSettings = NormalizeSettings()
 

@@ -102,9 +102,16 @@ class Tokenizer:
         """The jinja source of the default chat template."""
         return self._templates.get("default")
 
-    def with_chat_template(self, template: str) -> Tokenizer:
-        """The same tokenizer with another default chat template."""
-        return Tokenizer(self._definition, self._config, self._templates | {"default": template})
+    def with_chat_template(self, template: str, control_tokens: Sequence[str] = (),
+                           end: str | None = None) -> Tokenizer:
+        """The same tokenizer with another default chat template, the control tokens that it lacks for it at the end of
+        the vocabulary, and `end` (one of them) as the token that ends a text."""
+        full = tokenizers.Tokenizer.from_str(self._definition)
+        full.add_special_tokens([tokenizers.AddedToken(token, special=True, normalized=False)
+                                 for token in control_tokens if token not in self.control_strings])
+        names = {f"{role}_token": name for role, name in self._names.items()} if end is not None else {}
+        config = {**self._config, **names, **({} if end is None else {"eos_token": end})}
+        return Tokenizer(full.to_str(), config, self._templates | {"default": template})
 
     # Text → ids ---------------------------------------------------------------------------------------
 

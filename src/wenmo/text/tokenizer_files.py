@@ -1,7 +1,8 @@
 """The files of a Hugging Face tokenizer folder, read into plain values.
 
-In: a folder, old or new. Out: the text of tokenizer.json, one configuration, the chat templates by name; and which
-tokens that configuration promises beyond tokenizer.json, as `transformers` understands it.
+In: a folder, old or new. Out: the text of tokenizer.json (or what the folder's SentencePiece models make of it), one
+configuration, the chat templates by name; and which tokens that configuration promises beyond tokenizer.json, as
+`transformers` understands it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 import tokenizers
 
 from wenmo.errors import TokenizerError, say
+from wenmo.text.sentencepiece import marian_definition, read_sentencepiece, t5_definition
 
 ROLES = ("pad", "unk", "cls", "sep", "mask", "bos", "eos")
 
@@ -28,9 +30,18 @@ _FAMILIES: tuple[dict[str, str], ...] = (
 )
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder brings a tokenizer in one of the forms that are read here."""
+    forms = (("tokenizer.json",), ("source.spm", "vocab.json"), ("spiece.model",))
+    return any(all((folder / name).exists() for name in form) for form in forms)
+
+
 def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
     """(tokenizer.json, configuration, chat templates by name). Raises TokenizerError for what cannot be read."""
     definition = _text(folder / "tokenizer.json")
+    config = _mapping(folder / "tokenizer_config.json")
+    if definition is None:
+        definition = _from_sentencepiece(folder, config)
     if definition is None:
         raise TokenizerError(
             say("there is no tokenizer.json", "找不到 tokenizer.json"), where=str(folder),
@@ -38,7 +49,6 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
                      "transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)",
                      "检查路径；旧格式可用 transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…) 转换"),
         )
-    config = _mapping(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # since that key came, the map only repeats the configuration
         config |= _mapping(folder / "special_tokens_map.json")
 
@@ -50,6 +60,22 @@ def read_folder(folder: Path) -> tuple[str, dict[str, Any], dict[str, str]]:
         if text is not None:
             templates[name] = text
     return definition, config, templates
+
+
+def _from_sentencepiece(folder: Path, config: dict[str, Any]) -> str | None:
+    """The tokenizer.json that older folders of Marian (source.spm, vocab.json) and T5 (spiece.model) would have; the
+    configuration then names the class that reads one. None where there is neither."""
+    marian = (folder / "source.spm").exists() and (folder / "vocab.json").exists()
+    if not marian and not (folder / "spiece.model").exists():
+        return None
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    for key in ("separate_vocabs", "sp_model_kwargs"):  # of the class that they no longer have
+        config.pop(key, None)
+    if not marian:
+        listed = config.get("extra_ids")
+        return t5_definition(read_sentencepiece(folder / "spiece.model"), 100 if listed is None else int(listed))
+    return marian_definition(read_sentencepiece(folder / "source.spm"), _mapping(folder / "vocab.json"),
+                             str(folder / "vocab.json"))
 
 
 def _templates(value: object, path: Path) -> dict[str, str]:

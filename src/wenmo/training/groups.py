@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from pydantic import Field, model_validator
 from torch import nn
 
 from wenmo.config import Settings
 from wenmo.errors import RecipeError, say
-
-MAX_NAMES_SHOWN = 12
+from wenmo.nn.names import layer_of, matches, shown
 
 _log = logging.getLogger(__name__)
 
@@ -92,46 +90,38 @@ def divide(model: nn.Module, groups: Sequence[GroupSettings] = (), layer_decay: 
     return sorted(kept, key=lambda each: each.name)
 
 
-def matches(name: str, pattern: str) -> bool:
-    """Whether a parameter's name, from its beginning or from behind one of its dots, fits a pattern."""
-    return fnmatchcase(name, pattern) or fnmatchcase(name, f"*.{pattern}")
-
-
-def layer_of(name: str) -> str | None:
-    """The layer that a parameter belongs to, by the first number in its name; None for one outside the layers."""
-    parts = name.split(".")
-    number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-    return None if number is None else ".".join(parts[: number + 1])
-
-
-def _layer_scales(model: nn.Module, decay: float | None) -> dict[str, float]:
-    """decay^(L + 1 − depth): embeddings have depth 0, the L layers 1 … L in the model's order, what follows them L + 1.
-
-    Discriminative fine-tuning (Howard and Ruder 2018, §3.2), in the form of ELECTRA's code (Clark et al. 2020).
-    """
+def depths(model: nn.Module) -> dict[str, int]:
+    """How high each parameter stands: 0 what comes before the layers, 1 … L the layers in the model's order, L + 1 what
+    follows them. All 0 in a model without numbered layers."""
     names = [name for name, _ in model.named_parameters()]
-    if decay is None:
-        return dict.fromkeys(names, 1.0)
     layers = list(dict.fromkeys(layer for name in names if (layer := layer_of(name)) is not None))
-    if not layers:
-        raise RecipeError(say("the model has no numbered layers", "该模型没有带编号的层"), where="train.layer_decay",
-                          mend=say("take `layer_decay` out", "请去掉 `layer_decay`"))
-    last = max(i for i, name in enumerate(names) if layer_of(name) is not None)
-    scales, begun = {}, 0
+    last = max((i for i, name in enumerate(names) if layer_of(name) is not None), default=len(names))
+    result, begun = {}, 0
     for i, name in enumerate(names):
         layer = layer_of(name)
         begun = begun if layer is None else layers.index(layer) + 1
-        depth = len(layers) + 1 if i > last else begun
-        scales[name] = decay ** (len(layers) + 1 - depth)
-    return scales
+        result[name] = len(layers) + 1 if i > last else begun
+    return result
+
+
+def _layer_scales(model: nn.Module, decay: float | None) -> dict[str, float]:
+    """decay^(L + 1 − depth): discriminative fine-tuning (Howard and Ruder 2018, §3.2), in the form of ELECTRA's code
+    (Clark et al. 2020)."""
+    found = depths(model)
+    if decay is None:
+        return dict.fromkeys(found, 1.0)
+    if not any(found.values()):
+        raise RecipeError(say("the model has no numbered layers", "该模型没有带编号的层"), where="train.layer_decay",
+                          mend=say("take `layer_decay` out", "请去掉 `layer_decay`"))
+    top = len({layer for name in found if (layer := layer_of(name)) is not None}) + 1
+    return {name: decay ** (top - depth) for name, depth in found.items()}
 
 
 def _refuse_without_effect(group: GroupSettings, found: Sequence[Trained], left: Sequence[str], where: str) -> None:
     if not found:
-        names = ", ".join(left[:MAX_NAMES_SHOWN]) + (f", … ({len(left)})" if len(left) > MAX_NAMES_SHOWN else "")
         raise RecipeError(
             say(f"no parameter that is still free matches `{group.match}`", f"没有尚未分组的参数匹配 `{group.match}`"),
-            where=where, mend=say("there are: ", "可选的有：") + names)
+            where=where, mend=shown(left, group.match))
     if group.weight_decay is not None and group.lr_scale == 1 and all(each.parameter.ndim < 2 for each in found):
         raise RecipeError(
             say(f"`weight_decay` does nothing here: `{group.match}` matches vectors alone, which never decay",

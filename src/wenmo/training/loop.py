@@ -5,11 +5,13 @@ step, the weights changed in place.
 
 A step is a pure function of the weights, the optimizer's state and (seed, step). Dropout draws from
 key(seed, "forward", step, micro-batch), so a resumed run draws what the first would have drawn. Each term is
-divided by its count over all micro-batches of the step, so that cutting a step into slices changes nothing.
+divided by its count over all micro-batches of the step, so that cutting a step into slices changes nothing. Where an
+objective compares the rows of a step with each other, it does so across the slices too, by gradient caching.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +23,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from wenmo.config import Settings
-from wenmo.data.sequence import Batch
+from wenmo.data.sequence import Batch, joined
 from wenmo.device import Device, key
 from wenmo.errors import NumericsError, say
-from wenmo.objectives import Objective, Term
+from wenmo.objectives import Coupled, Objective, Term
 
 MAX_ROWS_SHOWN = 20
 
@@ -71,11 +73,13 @@ def steps(
     device: Device,
     seed: int,
     start_step: int = 0,
+    frozen: Callable[[int], contextlib.AbstractContextManager[None]] = lambda _: contextlib.nullcontext(),
 ) -> Iterator[StepResult]:
     """Carries out the steps start_step … total_steps - 1; `batches` and `lr_factor` are asked with these numbers.
 
     The caller may evaluate between two steps: the model is put into training mode at each. torch's global random
-    state is set anew for every micro-batch. Raises NumericsError under `non_finite: stop`; the weights and the
+    state is set anew for every micro-batch. `frozen`: what of the model is not trained in a step; it is asked with the
+    step's number, and holds inside its block. Raises NumericsError under `non_finite: stop`; the weights and the
     optimizer are then those of the step before.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -84,32 +88,37 @@ def steps(
     for n in range(start_step, total_steps):
         began = time.perf_counter()
         model.train()
-        step = _Step(model, objective, batches(n), device, seed, n)
-        parts = step.backward()
+        with frozen(n):
+            step = _Step(model, objective, batches(n), device, seed, n)
+            parts = step.backward()
 
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        grad_norm = float(torch.nn.utils.get_total_norm(gradients))
-        means = step.means(parts)
-        loss = sum((part.weight * part.sum / step.totals[part.name] for part in parts), 0.0)
-        if matrix_groups:
-            means["l1"] = settings.l1 * _absolute_sum(matrix_groups)
-            loss += means["l1"]
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if not finite and settings.non_finite == "stop":
-            error = step.non_finite(parts)
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+            means = step.means(parts)
+            loss = sum((part.weight * part.sum / step.totals[part.name] for part in parts), 0.0)
+            if matrix_groups:
+                means["l1"] = settings.l1 * _absolute_sum(matrix_groups)
+                loss += means["l1"]
+            finite = math.isfinite(loss) and math.isfinite(grad_norm)
+            if not finite and settings.non_finite == "stop":
+                error = step.non_finite(parts)
+                optimizer.zero_grad(set_to_none=True)
+                raise error
+
+            factor = lr_factor(n)
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * factor
+            if finite:
+                if settings.clip is not None and grad_norm > settings.clip:
+                    torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, torch.tensor(grad_norm))
+                optimizer.step()
+                for group in matrix_groups:
+                    _shrink(_trained(group), group["lr"] * settings.l1)
+                for group in optimizer.param_groups:
+                    if "starts" in group:  # L2-SP: see optimizer.Start
+                        torch._foreach_lerp_([p.data for p in group["params"]], group["starts"],
+                                             min(1.0, group["lr"] * group["start_decay"]))
             optimizer.zero_grad(set_to_none=True)
-            raise error
-
-        factor = lr_factor(n)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
-        if finite:
-            if settings.clip is not None and grad_norm > settings.clip:
-                torch.nn.utils.clip_grads_with_norm_(parameters, settings.clip, torch.tensor(grad_norm))
-            optimizer.step()
-            for group in matrix_groups:
-                _shrink(group["params"], group["lr"] * settings.l1)
-        optimizer.zero_grad(set_to_none=True)
         yield StepResult(
             step=n + 1, loss=loss, terms=means, lr=optimizer.defaults["lr"] * factor, grad_norm=grad_norm,
             num_tokens=sum(batch.num_tokens for batch in step.micro),
@@ -117,10 +126,15 @@ def steps(
         )
 
 
+def _trained(group: dict[str, Any]) -> list[Tensor]:
+    """The parameters of a group that are trained in this step."""
+    return [parameter for parameter in group["params"] if parameter.requires_grad]
+
+
 @torch.no_grad()
 def _absolute_sum(groups: list[dict[str, Any]]) -> float:
     """Σ|w|."""
-    return float(torch.stack([norm for group in groups for norm in torch._foreach_norm(group["params"], 1)]).sum())
+    return float(torch.stack([norm for group in groups for norm in torch._foreach_norm(_trained(group), 1)]).sum())
 
 
 @torch.no_grad()
@@ -132,9 +146,9 @@ def _shrink(parameters: list[Tensor], by: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One term of one micro-batch, as a number."""
+    """One term of one micro-batch (or of all together: None), as a number."""
 
-    micro: int
+    micro: int | None
     name: str
     weight: float
     sum: float
@@ -148,24 +162,31 @@ class _Step:
     ) -> None:
         self.model, self.objective, self.micro = model, objective, micro
         self.device, self.seed, self.n = device, seed, n
+        self.coupled = objective.coupled if len(micro) > 1 else None
         self.totals: dict[str, float] = {}
-        for batch in micro:
+        for batch in micro if self.coupled is None else [joined(micro)]:
             for name, count in objective.counts(batch).items():
                 self.totals[name] = self.totals.get(name, 0) + count
 
     def terms(self, i: int) -> list[Term]:
         """The terms of micro-batch i that count something in this step; the same at every call."""
-        torch.manual_seed(key(self.seed, "forward", self.n, i))
+        self._draw(i)
         terms = self.objective.terms(self.model, self.micro[i].to(self.device.device))
         return [term for term in terms if self.totals[term.name] > 0]
 
+    def _draw(self, i: int) -> None:
+        torch.manual_seed(key(self.seed, "forward", self.n, i))
+
     def backward(self) -> list[_Part]:
         """Adds the gradient of the step's loss to the parameters. The numbers come over from the device at once."""
-        found: list[tuple[int, Term]] = []
-        for i in range(len(self.micro)):
-            terms = self.terms(i)
-            self._backward(terms)
-            found += [(i, Term(term.name, term.sum.detach(), term.weight)) for term in terms]
+        found: list[tuple[int | None, Term]] = []
+        if self.coupled is not None:
+            found += [(None, term) for term in self._cached(self.coupled)]
+        else:
+            for i in range(len(self.micro)):
+                terms = self.terms(i)
+                self._backward(terms)
+                found += [(i, Term(term.name, term.sum.detach(), term.weight)) for term in terms]
         sums = torch.stack([term.sum.float() for _, term in found]).tolist() if found else []
         return [_Part(i, t.name, t.weight, value) for (i, t), value in zip(found, sums, strict=True)]
 
@@ -174,6 +195,33 @@ class _Step:
         shares = [share for share in shares if share.requires_grad]
         if shares:
             torch.autograd.backward(sum(shares[1:], shares[0]))
+
+    def _cached(self, coupled: Coupled) -> list[Term]:
+        """Gradient caching (Gao et al. 2021, §3.2): what the model makes of all rows, without a graph; the gradient of
+        the loss with respect to that; then micro-batch after micro-batch again, with a graph and this gradient. Two
+        forwards for the memory of one micro-batch, and the same numbers as in a single batch."""
+        parts = []
+        for i, batch in enumerate(self.micro):
+            self._draw(i)
+            with torch.no_grad():
+                parts.append(coupled.represent(self.model, batch.to(self.device.device)))
+        whole = {role: torch.cat([part[role] for part in parts]).requires_grad_() for role in parts[0]}
+        terms = coupled.compare(whole, joined(self.micro).to(self.device.device))
+        terms = [term for term in terms if self.totals[term.name] > 0]
+        self._backward(terms)
+        done = dict.fromkeys(whole, 0)
+        for i, batch in enumerate(self.micro):
+            self._draw(i)
+            outputs, gradients = [], []
+            for role, made in coupled.represent(self.model, batch.to(self.device.device)).items():
+                cached = whole[role].grad
+                if cached is not None and made.requires_grad:
+                    outputs.append(made)
+                    gradients.append(cached[done[role] : done[role] + len(made)])
+                done[role] += len(made)
+            if outputs:
+                torch.autograd.backward(outputs, gradients)
+        return [Term(term.name, term.sum.detach(), term.weight) for term in terms]
 
     def means(self, parts: list[_Part]) -> dict[str, float]:
         means: dict[str, float] = {}
@@ -189,7 +237,10 @@ class _Step:
             if not math.isfinite(part.sum):
                 return self._error(part.micro, say(f"the term `{part.name}` is {part.sum}",
                                                    f"损失项 `{part.name}` 为 {part.sum}"))
-        for i in range(len(self.micro)):
+        for name, parameter in self.model.named_parameters() if self.coupled is not None else ():
+            if parameter.grad is not None and not _is_finite(parameter.grad):
+                return self._error(None, say(f"the gradient of `{name}` is not finite", f"`{name}` 的梯度不是有限数"))
+        for i in range(len(self.micro)) if self.coupled is None else ():
             for t, term in enumerate(self.terms(i)):
                 self.model.zero_grad(set_to_none=True)
                 self._backward([self.terms(i)[t]])

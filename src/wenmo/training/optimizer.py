@@ -10,7 +10,8 @@ functions below serve every optimizer whose state is tensors.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 
 from wenmo.config import Settings
 from wenmo.errors import CheckpointError, say
-from wenmo.training.groups import GroupSettings, Trained, divide, layer_of, trainable
+from wenmo.nn.names import layer_of
+from wenmo.training.groups import GroupSettings, Trained, divide, trainable
 from wenmo.training.lamb import Lamb as LambOptimizer
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -112,25 +114,35 @@ OptimizerSettings = Annotated[
     Discriminator(_type)]
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """L2-SP (Xuhong Li et al. 2018, eq. 2): parameters decay towards the weights they began with instead of towards
+    zero, w ← w − ηα(w − w⁰) after each step; those in `fresh`, which no training came before, as the optimizer says."""
+
+    decay: float
+    fresh: Collection[str] = ()
+
+
 def build(model: nn.Module, settings: OptimizerSettings, groups: Sequence[GroupSettings] = (),
-          layer_decay: float | None = None) -> torch.optim.Optimizer:
+          layer_decay: float | None = None, start: Start | None = None) -> torch.optim.Optimizer:
     """An optimizer over the parameters to be trained: matrices (decayed) and the rest (not), each sorted by name.
 
     A parameter tied to another stands once, under its first name. The parameters are the fp32 masters. `groups` and
-    `layer_decay`: see groups.py; RecipeError where they do not fit this model.
+    `layer_decay`: see groups.py; RecipeError where they do not fit this model. `start`: the model's weights are those
+    that it began with, and some decay towards these.
     """
     trained = divide(model, groups, layer_decay)
     assert all(each.parameter.dtype == torch.float32 for each in trained), "the masters are fp32"
     if not isinstance(settings, Muon):
-        return _create(_param_groups(trained, settings.lr, settings.weight_decay), settings)
+        return _create(_param_groups(trained, settings.lr, settings.weight_decay, start), settings)
     in_layers = [each for each in trained if _is_layer_matrix(each)]
     rest = [each for each in trained if not _is_layer_matrix(each)]
     inner: list[torch.optim.Optimizer] = []
     if in_layers:
-        groups_ = _param_groups(in_layers, settings.matrix_lr, settings.weight_decay)
+        groups_ = _param_groups(in_layers, settings.matrix_lr, settings.weight_decay, start)
         inner.append(torch.optim.Muon(groups_, lr=settings.matrix_lr, momentum=settings.momentum))
     if rest:
-        inner.append(_create(_param_groups(rest, settings.lr, settings.weight_decay), settings))
+        inner.append(_create(_param_groups(rest, settings.lr, settings.weight_decay, start), settings))
     return _Both(inner, settings.lr)
 
 
@@ -155,16 +167,22 @@ def _create(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.
             return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
 
 
-def _param_groups(trained: Sequence[Trained], lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices before vectors; within them one group for each rate and decay. `is_matrices`: see LoopSettings.l1."""
-    groups: dict[tuple[bool, float, float], list[nn.Parameter]] = {}
+def _param_groups(trained: Sequence[Trained], lr: float, weight_decay: float,
+                  start: Start | None) -> list[dict[str, Any]]:
+    """Matrices before vectors; within them one group for each rate and decay. `is_matrices`: see LoopSettings.l1;
+    `starts` and `start_decay`: see Start."""
+    groups: dict[tuple[bool, float, float, bool], list[nn.Parameter]] = {}
     for is_matrix in (True, False):
         for each in trained:
             if (each.parameter.ndim >= 2) is is_matrix:
-                decay = (weight_decay if each.weight_decay is None else each.weight_decay) if is_matrix else 0.0
-                groups.setdefault((is_matrix, each.lr_scale, decay), []).append(each.parameter)
-    return [{"params": params, "weight_decay": decay, "initial_lr": lr * scale, "is_matrices": is_matrix}
-            for (is_matrix, scale, decay), params in groups.items()]
+                has_start = start is not None and each.name not in start.fresh
+                plain = 0.0 if has_start else weight_decay
+                decay = (plain if each.weight_decay is None else each.weight_decay) if is_matrix else 0.0
+                groups.setdefault((is_matrix, each.lr_scale, decay, has_start), []).append(each.parameter)
+    return [{"params": params, "weight_decay": decay, "initial_lr": lr * scale, "is_matrices": is_matrix,
+             **({"starts": [p.detach().clone() for p in params], "start_decay": start.decay}
+                if start is not None and has_start else {})}
+            for (is_matrix, scale, decay, has_start), params in groups.items()]
 
 
 class _Both(torch.optim.Optimizer):

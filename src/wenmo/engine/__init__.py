@@ -1,0 +1,26 @@
+"""Inference for many at once: requests come and go at any moment, and share every step of the model.
+
+In: ids and how to continue them. Out: text as it comes. It sees token ids only, and what it writes is what generate/
+would write: that is the plain reference beside it.
+
+    request.py    what is asked for, and what comes back
+    scheduler.py  who runs in the next step
+    slots.py      where keys and values stand, within a budget
+    prefix.py     keys and values of beginnings that were read before
+    attend.py     attention over them
+    packed.py     the weights, packed for the processor or quantised
+    runner.py     the model's two kinds of calls: a chunk of a prompt, the next token of many rows
+    engine.py     schedule → run → settle
+
+The law: on one machine, build and number of threads, a request's greedy tokens do not depend on the others beside it,
+on the order of arrival, on being preempted, or on whether its beginning was known. Whatever would change the bits of
+a number is therefore fixed: a prompt is read alone and in chunks of one size, padded; a product has at least so many
+rows that more of them change nothing, and at most ROWS; keys are padded to a multiple of 64; what is known of a
+beginning was made by such chunks.
+"""
+
+from wenmo.engine.engine import Engine, EngineSettings
+from wenmo.engine.packed import Format, FormatOrAuto, chosen_format
+from wenmo.engine.request import Event, Handle, Request
+
+__all__ = ["Engine", "EngineSettings", "Event", "Format", "FormatOrAuto", "Handle", "Request", "chosen_format"]

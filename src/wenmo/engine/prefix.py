@@ -1,0 +1,59 @@
+"""Beginnings that were read before: a shared system prompt, the earlier turns of a conversation.
+
+In: a prompt's ids. Out: the keys and values of its first blocks, where they are known. A block is a chunk of a prompt,
+known by a hash of all ids up to its end; only what reading a prompt has made enters (never what was written token by
+token), so that a hit changes no bit. The least recently used blocks give way.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from hashlib import blake2b
+
+import numpy as np
+from torch import Tensor
+
+from wenmo.engine.slots import Layers
+
+Block = dict[int, tuple[Tensor, Tensor]]  # layer → keys, values [K, block, H]
+
+
+class Prefixes:
+    def __init__(self, block_tokens: int, budget_tokens: int) -> None:
+        self.block_tokens, self.budget_tokens = block_tokens, budget_tokens
+        self.blocks: OrderedDict[bytes, Block] = OrderedDict()
+        self.hits_tokens = 0  # read from here instead of by the model
+
+    def find(self, ids: Sequence[int]) -> list[Block]:
+        """The known blocks at the beginning of the ids; at least one token is always left to be read."""
+        found = []
+        for name in self._names(ids[:-1]):
+            block = self.blocks.get(name)
+            if block is None:
+                break
+            self.blocks.move_to_end(name)
+            found.append(block)
+        self.hits_tokens += len(found) * self.block_tokens
+        return found
+
+    def keep(self, ids: Sequence[int], layers: Layers) -> None:
+        """Takes the whole blocks of a prompt that has been read; layers: [K, S, H] each."""
+        for number, name in enumerate(self._names(ids)):
+            if name in self.blocks:
+                self.blocks.move_to_end(name)
+                continue
+            start = number * self.block_tokens
+            span = slice(start, start + self.block_tokens)
+            self.blocks[name] = {layer: (keys[:, span].clone(), values[:, span].clone())
+                                 for layer, (keys, values) in layers.items()}
+        while len(self.blocks) * self.block_tokens > self.budget_tokens:
+            self.blocks.popitem(last=False)
+
+    def _names(self, ids: Sequence[int]) -> list[bytes]:
+        digest, names = blake2b(digest_size=16), []
+        whole = len(ids) // self.block_tokens * self.block_tokens
+        for block in np.asarray(ids[:whole], np.int64).reshape(-1, self.block_tokens):
+            digest.update(block.tobytes())
+            names.append(digest.copy().digest())
+        return names
