@@ -64,7 +64,7 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
                               "`model`: hidden_size (30) must be a multiple of num_attention_heads (4)", "",
                               "correct it"),
     "unknown architecture": (["model.type=berd"], 2, "`model`: there is no kind `berd`", "", "did you mean `bert`?"),
-    "unknown task": (["task.type=translation"], 2, "no kind `translation`", "", "one of: classification, causal_lm"),
+    "unknown task": (["task.type=translation"], 2, "no kind `translation`", "", "one of: classification, joint"),
     "wrong type": (["train.steps=many"], 2, "`train.steps` (`many`)", ".yaml", "correct it in the recipe"),
     "several faults": (["seed=x", "train.stepz=3", "data.max_token=4"], 2,
                        "`seed` (`x`): Input should be a valid integer", ".yaml", "`max_tokens`? did you mean `steps`?"),

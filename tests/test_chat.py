@@ -19,8 +19,9 @@ import pytest
 
 import small_data
 from command import Command, wenmo
+from wenmo.engine import Handle
 from wenmo.loaded import Loaded, load
-from wenmo.stages.chat import Conversation
+from wenmo.stages.chat import Conversation, settings_for
 from wenmo.stages.library import train
 from wenmo.text.languages import script_of, strange_language
 
@@ -57,7 +58,9 @@ def smollm2() -> Loaded:
 
 def talk(loaded: Loaded, **given: Any) -> Conversation:
     sampling = {"max_new_tokens": 6, **given.pop("sampling", {})}
-    return Conversation(loaded, sampling, given.pop("system", None), **{"by_hand": False, "silent": True, **given})
+    engine = loaded.engine(settings_for("fp32")).start()
+    return Conversation(loaded, engine, sampling, given.pop("system", None),
+                        **{"by_hand": False, "silent": True, **given})
 
 
 # From a script ----------------------------------------------------------------------------------------
@@ -79,13 +82,13 @@ def test_json_is_the_whole_conversation(wenmo: Command, folder: Path) -> None:
     assert "\x1b" not in plain.out + plain.err
 
 
-def test_each_answer_continues_the_conversation(small: Loaded) -> None:
+def test_each_answer_continues_the_conversation(small: Loaded, folder: Path) -> None:
     """The answer is what generating from the whole conversation gives, under the same sampling settings."""
     session = talk(small, sampling={"temperature": 1.0, "seed": 3}, system="short")
     session.ask("一")
     session.ask("二")
     ids = small.chat_ids(session.messages(session.first)[:-1])
-    *_, last = small.stream(ids, max_new_tokens=6, temperature=1.0, seed=3)
+    *_, last = load(str(folder / "chat")).stream(ids, max_new_tokens=6, temperature=1.0, seed=3)
     assert last.completion is not None
     assert session.turns[-1]["content"] == last.completion.text
 
@@ -147,27 +150,47 @@ def test_a_message_too_long_leaves_no_trace(small: Loaded) -> None:
     assert session.turns == before
 
 
-def test_ctrl_c_stops_the_answer_alone(small: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = small.stream
+def test_ctrl_c_stops_the_answer_alone(small: Loaded, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, number = Handle.__iter__, 0
 
-    def interrupted(ids: Any, **sampling: Any) -> Any:
-        for number, piece in enumerate(whole(ids, **sampling)):
+    def interrupted(handle: Handle) -> Any:
+        for event in whole(handle):
+            nonlocal number
+            number += 1
             if number == 2:
                 raise KeyboardInterrupt
-            yield piece
+            yield event
 
-    monkeypatch.setattr(small, "stream", interrupted)
-    session = talk(small, by_hand=True, sampling={"max_new_tokens": 40, "temperature": 2.0})
+    sampling = {"max_new_tokens": 40, "temperature": 2.0}
+    cancelled: list[Handle] = []
+    monkeypatch.setattr(Handle, "__iter__", interrupted)
+    monkeypatch.setattr(Handle, "cancel", lambda handle: cancelled.append(handle))
+    session = talk(small, by_hand=True, sampling=sampling)
     session.ask("一")
-    monkeypatch.undo()
+    assert session.turns[-1]["content"]
     session.ask("二")
     assert [turn["role"] for turn in session.turns] == ["user", "assistant"] * 2
     assert any("stopped" in note for note in session.notes)
-    script = talk(small)
-    monkeypatch.setattr(small, "stream", interrupted)
-    script.sampling |= {"max_new_tokens": 40, "temperature": 2.0}
+    assert len(cancelled) == 1  # nobody writes on for a reader who left
+    number = 0
+    script = talk(load(str(folder / "chat")), sampling=sampling)
     with pytest.raises(KeyboardInterrupt):
         script.ask("一")
+
+
+def test_a_turn_costs_its_own_length_alone(folder: Path) -> None:
+    shutil.copytree(folder / "chat", folder / "long", dirs_exist_ok=True)
+    config = json.loads((folder / "long" / "config.json").read_text())
+    (folder / "long" / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2048}))
+    session = talk(load(str(folder / "long")))
+    read = []
+    for number in range(4):
+        before = session.engine.num_read
+        session.ask(f"{number} " + "很好" * 50)
+        read.append(session.engine.num_read - before)
+    whole = len(session.loaded.chat_ids(session.messages()[:-1]))
+    assert whole > 3 * read[0]
+    assert max(read) < read[0] + 2 * session.engine.settings.chunk_tokens
 
 
 # In a terminal ----------------------------------------------------------------------------------------

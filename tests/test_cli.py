@@ -17,6 +17,7 @@ import yaml
 import small_data
 from command import Command, wenmo
 from small_data import recipe, write_csv
+from wenmo.loaded import load
 from wenmo.stages.library import train
 from wenmo.tensors import load_tensors, save_tensors
 
@@ -122,6 +123,20 @@ def test_generate_json(wenmo: Command) -> None:
         "新华社" + again["completions"][0]["text"] + "\n")
 
 
+@pytest.mark.parametrize("format", ["fp32", "int8"])
+def test_prompts_are_written_together_as_each_alone(wenmo: Command, format: str) -> None:
+    def texts(*prompts: str) -> list[str]:
+        given = [part for prompt in prompts for part in ("-p", prompt)]
+        found = only_json(wenmo("generate", "gpt", *given, "--max-new-tokens", 9, "--format", format, "--json").out)
+        return [each["text"] for each in found["completions"]]
+
+    prompts = ("新华社", "From", "他们的酒店很好")
+    together = texts(*prompts)
+    assert together == [text for prompt in prompts for text in texts(prompt)]
+    if format == "fp32":
+        assert together == [done.text for [done] in load("gpt").generate(prompts, max_new_tokens=9)]
+
+
 def test_generate_with_beams_and_logprobs(wenmo: Command) -> None:
     beams = ("generate", "gpt", "-p", "新华社", "--num-beams", 3, "-n", 2, "--max-new-tokens", 4, "--logprobs", 2)
     found = only_json(wenmo(*beams, "--length-penalty", 0, "--json").out)["completions"]
@@ -137,7 +152,8 @@ def test_generate_with_beams_and_logprobs(wenmo: Command) -> None:
 
 @pytest.mark.parametrize(("flags", "message"), [
     (("--min-p", 0.1), "temperature 0 draws nothing"), (("--length-penalty", 2), "in beam search only"),
-    (("--num-beams", 2, "--temperature", 1), "one of the two"), (("--no-repeat-ngram", 0), "no_repeat_ngram_size")])
+    (("--num-beams", 2, "--temperature", 1), "one of the two"), (("--no-repeat-ngram", 0), "no_repeat_ngram_size"),
+    (("--num-beams", 2, "--format", "int8"), "computed in fp32"), (("--format", "int5"), "no such number format")])
 def test_a_sampling_flag_acts_or_is_refused(wenmo: Command, flags: tuple[str, ...], message: str) -> None:
     result = wenmo("generate", "gpt", "-p", "新华社", *flags)
     assert result.code == 2
@@ -280,7 +296,7 @@ def test_predict_nothing(wenmo: Command) -> None:
 
 # Words and signs --------------------------------------------------------------------------------------
 
-VERBS = ["demo", "train", "find-lr", "evaluate", "split", "predict", "embed", "generate", "chat", "show", "merge",
+VERBS = ["demo", "train", "plan", "find-lr", "evaluate", "split", "predict", "embed", "generate", "chat", "show", "merge",
          "average", "tokenizer train", "tokenizer show", "tokenizer compare"]
 
 

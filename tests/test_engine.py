@@ -20,7 +20,7 @@ from wenmo.engine.scheduler import AGEING, Scheduler
 from wenmo.engine.slots import SMALLEST, Slots
 from wenmo.errors import NumericsError, UsageError
 from wenmo.generate import Sampling, generate
-from wenmo.models import architecture, create, read_config
+from wenmo.models import architecture, create, logits, read_config
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.tokenizer_training import TokenizerSettings
@@ -125,6 +125,26 @@ def test_draws_are_the_references(tokenizer) -> None:
         assert [entry.id for entry in ours.logprobs] == [entry.id for entry in theirs.logprobs]
         assert [entry.logprob for entry in ours.logprobs] == pytest.approx(
             [entry.logprob for entry in theirs.logprobs], abs=1e-4)
+
+
+def test_how_likely_a_prompt_is(tokenizer) -> None:
+    """Each token after the first, in chunks, even where the beginning is known; and what is written stays the same."""
+    made = model()
+    [ids] = prompts(1, seed=8)
+    ids = (ids * 4)[:150]
+    busy = engine(made, tokenizer)
+    [plain] = busy.generate([Request(ids, Sampling(max_new_tokens=5))])
+    handle = busy.submit(Request(ids, Sampling(max_new_tokens=5), prompt_logprobs=2))
+    while not handle.done.is_set():
+        busy.step()
+    events = list(handle)
+    [entries] = [event.prompt_logprobs for event in events if event.prompt_logprobs]
+    ids_M = torch.tensor(ids)
+    with torch.inference_mode():
+        expected = logits(made, made(ids_M, (len(ids),))).log_softmax(-1)[:-1].gather(1, ids_M[1:, None])[:, 0]
+    assert [entry.id for entry in entries] == list(ids[1:])
+    assert [entry.logprob for entry in entries] == pytest.approx(expected.tolist(), abs=1e-3)
+    assert events[-1].completion.ids == plain.ids
 
 
 def test_cancelled_within_one_step(tokenizer) -> None:
@@ -243,3 +263,12 @@ def test_slots_hold_what_was_put_there(does) -> None:
             assert torch.equal(values[row, :, :count], marks(each, count)[0][1])
     assert slots.capacity_for(1) == SMALLEST
     assert Scheduler(1).idle
+
+
+def test_of_a_long_prompt_the_beginning_stays(tokenizer) -> None:
+    """A prompt of more blocks than are kept: what was read last gives way first, and the beginning is found again."""
+    busy = engine(model(), tokenizer, prefix_tokens=128)
+    [ids] = prompts(1, seed=7, longest=1)
+    long = Request(ids + tuple(range(20, 220)), Sampling(max_new_tokens=2))
+    busy.generate([long, long])
+    assert busy.prefixes.hits_tokens == 128

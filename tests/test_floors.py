@@ -20,6 +20,7 @@ FLOORS = [
     ["training", "chart", "retrieve", "engine", "compress"], ["notebook"], ["report"], ["page"],
     ["loaded"], ["ensemble"],
     ["evaluation", "serve"],
+    ["plan"],
     ["recipe"],
     ["stages"],
     ["cli"], ["__main__"],
@@ -34,7 +35,12 @@ ROOM_OF_EXTRA = {"pyarrow": "text/formats.py", "huggingface_hub": "hub/huggingfa
                  "pypinyin": "text/pinyin.py",
                  "gguf": "models/gguf.py", "sklearn": "evaluation/baseline.py",
                  "pycrfsuite": "evaluation/crf_baseline.py",
-                 "sacrebleu": "metrics/translation.py", "scipy": "evaluation/pair_baselines.py"}
+                 "sacrebleu": "metrics/translation.py", "openai": "stages/demo_serve.py",
+                 "scipy": "evaluation/pair_baselines.py", "llguidance": "engine/grammar.py"}
+
+# Folders that are of no use without an extra: they say so themselves, and import it at their files' tops.
+FOLDER_OF_EXTRA = {"fastapi": "serve", "starlette": "serve", "uvicorn": "serve", "anyio": "serve",
+                   "prometheus_client": "serve"}
 
 FILES = sorted(SOURCE.rglob("*.py"))
 
@@ -114,6 +120,12 @@ def test_optional_libraries_stay_in_their_room(path: Path) -> None:
         if extra in ROOM_OF_EXTRA:
             assert here == ROOM_OF_EXTRA[extra], f"{here} imports {module}"
             assert late, f"{here} imports {module} at its top"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_optional_libraries_stay_in_their_folder(path: Path) -> None:
+    for module, _ in imports(path):
+        assert FOLDER_OF_EXTRA.get(module.split(".")[0]) in (None, room_of(path)), f"{path} imports {module}"
 
 
 def test_nothing_that_can_run_code_from_a_file() -> None:

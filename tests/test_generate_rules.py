@@ -72,6 +72,36 @@ def test_rules_equal_transformers(context: list[int], num_new: int, penalty: flo
     assert torch.equal(scores, before)
 
 
+def test_penalties_of_frequency_and_presence() -> None:
+    """By OpenAI's rule: score − count · frequency − (count > 0) · presence, of what was written, not of the prompt."""
+    scores, context = torch.randn(9, generator=torch.Generator().manual_seed(0)), [1, 2, 5, 5, 3, 5]
+    found = adjust(scores, context, 4, Sampling(frequency_penalty=0.5, presence_penalty=-0.25), frozenset())
+    expected = [score - 0.5 * context[2:].count(id) + 0.25 * (id in context[2:]) for id, score in
+                enumerate(scores.tolist())]
+    assert found.tolist() == pytest.approx(expected)
+    assert torch.equal(adjust(scores, context, 0, Sampling(frequency_penalty=2.0), frozenset()), scores)
+
+
+@pytest.mark.parametrize("changes", [{"temperature": 5e-324}, {"temperature": 1.0, "top_p": 5e-324},
+                                     {"temperature": 5e-324, "top_k": 3, "min_p": 1.0}], ids=str)
+def test_the_smallest_settings_leave_the_likeliest_token(changes: dict[str, Any]) -> None:
+    scores = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 100
+    assert choose(scores, Sampling(**changes), torch.Generator().manual_seed(0)) == int(scores.argmax())
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.5, 0.9, 0.9999])
+@pytest.mark.parametrize("spread", [0.1, 3.0])
+def test_a_nucleus_of_any_size(top_p: float, spread: float) -> None:
+    """By definition, with the whole vocabulary in order, whether it is 2 or 29,000 tokens."""
+    scores = torch.randn(30_000, generator=torch.Generator().manual_seed(0)) * spread
+    ordered, index = scores.double().softmax(0).sort(descending=True)
+    expected = set(index[ordered.cumsum(0) - ordered < top_p].tolist())
+    found = probabilities(scores, Sampling(temperature=1.0, top_p=top_p))
+    assert len(set(found.nonzero()[:, 0].tolist()) ^ expected) <= len(expected) // 1000  # fp32 at the very border
+    torch.testing.assert_close(found[sorted(expected)[:99]], scores[sorted(expected)].softmax(0)[:99],
+                               rtol=1e-3, atol=0)
+
+
 @pytest.mark.parametrize("changes", [
     {"temperature": 1.0, "min_p": 0.1}, {"temperature": 2.0, "min_p": 0.3}, {"temperature": 0.5, "min_p": 0.0},
     {"temperature": 1.0, "min_p": 1.0}, {"temperature": 1.5, "top_k": 30, "top_p": 0.9, "min_p": 0.05},

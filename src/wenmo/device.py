@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import resource
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -83,6 +84,64 @@ def keep_memory() -> None:
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, (1 << 31) - 1)
     mallopt(m_top_pad, 64 << 20)
+
+
+def give_back_memory() -> None:
+    """The opposite, once much has been freed for good (a model that was dropped): glibc returns what it can."""
+    if sys.platform.startswith("linux"):
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):
+            return  # as above
+
+
+def memory_bytes() -> int:
+    """Of this machine, or of the container that it is run in."""
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(limit, encoding="utf-8") as file:
+                allowed = file.read().strip()
+        except OSError:
+            continue
+        if allowed.isdigit():
+            return min(whole, int(allowed))
+    return whole
+
+
+def peak_memory_bytes(on: torch.device) -> int:
+    """The most that this process has held in memory since it began, or since `begin_peak_memory`; on cuda, there."""
+    if on.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(on))
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes, others KiB
+        return most if sys.platform == "darwin" else most * 1024
+
+
+def memory_held_bytes(on: torch.device) -> int:
+    """What this process holds now; on cuda, there. 0 where the system does not say."""
+    if on.type == "cuda":
+        return int(torch.cuda.memory_allocated(on))
+    try:
+        with open("/proc/self/status", encoding="utf-8") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS"))
+    except (OSError, StopIteration):
+        return 0
+
+
+def begin_peak_memory(on: torch.device) -> None:
+    """Lets `peak_memory_bytes` count from what is held now; where the system cannot, it goes on as it was."""
+    if on.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(on)
+        return
+    try:
+        with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
+            file.write("5")
+    except OSError:
+        return
 
 
 def key(*parts: int | str) -> int:

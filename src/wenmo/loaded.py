@@ -22,12 +22,14 @@ from wenmo.data.loader import evaluation_batches
 from wenmo.data.sequence import Sequence as Tokens
 from wenmo.data.sequence import examples_of
 from wenmo.device import Device
-from wenmo.engine import Engine, EngineSettings
+from wenmo.engine import DraftSettings, Engine, EngineSettings, Format
+from wenmo.engine.adapted import share
 from wenmo.errors import DataError, ModelError, UsageError, say
 from wenmo.generate import Completion, Piece, Sampling, generate, stream
-from wenmo.modeldir import Opened, merge, open_model
+from wenmo.modeldir import QUANTIZATION, Opened, merge, open_model
 from wenmo.models import CustomHeads, is_task_head
 from wenmo.nn.pooling import Pooling, pooled
+from wenmo.nn.quantized import num_weights
 from wenmo.notebook import facts, fragment
 from wenmo.objectives import hidden_of
 from wenmo.tasks import CustomTasks, Encoded, Joint, Lengths, Task, create_task, joint_of, task_from_card
@@ -47,14 +49,27 @@ BATCH_TOKENS = 4096  # of one forward in predict, score and embed
 
 
 def load(reference: str | Path, *, device: str = "auto", dtype: machine.DType = "fp32", threads: int | None = None,
-         tasks: CustomTasks | None = None, heads: CustomHeads | None = None) -> Loaded:
+         tasks: CustomTasks | None = None, heads: CustomHeads | None = None, base: Loaded | None = None) -> Loaded:
     """Opens a model by its reference (folder, Run, .gguf, hf:org/name, ms:org/name, pkg:NAME). Raises ModelError.
 
     fp32 by default: the scores are then those of the stored weights; bf16 is faster where the processor has it.
-    `tasks` and `heads`: those of your own that the model was trained with (docs/extend.md).
+    `tasks` and `heads`: those of your own that the model was trained with (docs/extend.md). base: of an adapter, the
+    model below it if that is loaded already; the two then share its tensors (not with DoRA or adapted embeddings).
     """
     opened = open_model(str(reference), custom=heads)
-    return Loaded(opened, machine.choose(device, dtype, threads), str(reference), tasks)
+    return Loaded(opened, machine.choose(device, dtype, threads), str(reference), tasks, base)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A row, and what the model reads of it."""
+
+    row: Mapping[str, Any]
+    encoded: Encoded
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(map(len, self.encoded.sequences))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +84,15 @@ class Answered:
 class Loaded:
     """A model ready to answer. `task` is what it was trained for; a bare language model has language modelling."""
 
-    def __init__(self, opened: Opened, on: Device, reference: str, tasks: CustomTasks | None = None) -> None:
+    def __init__(self, opened: Opened, on: Device, reference: str, tasks: CustomTasks | None = None,
+                 base: Loaded | None = None) -> None:
         self.opened, self.on, self.reference = opened, on, reference
-        merge(opened)  # an adapter costs nothing to answer with
+        if base is None:
+            merge(opened)  # an adapter costs nothing to answer with
         self.model = opened.model.to(device=on.device, dtype=on.dtype).eval()
         self.model.compute_dtype = on.dtype
+        if base is not None and opened.adapter is not None:
+            share(self.model, base.model, opened.adapter.whole)
         self.normalize = normalizer(parse(NormalizeSettings, opened.card.get("normalize", {}), reference))
         self.tasks: dict[str, Task] = {}
         self.joint: Joint | None = None  # of a model of several tasks: all of them in one
@@ -89,7 +108,7 @@ class Loaded:
     def facts(self) -> dict[str, str]:
         """What the model is, in words."""
         config, card = self.model.config, self.opened.card
-        total = sum(parameter.numel() for parameter in self.model.parameters())
+        total = num_weights(self.model)
         found = {
             say("architecture", "模型结构"): str(config.model_type),
             say("heads", "输出头"): ", ".join(self.model.heads) or "–",
@@ -99,10 +118,18 @@ class Loaded:
             else say(f"{config.max_tokens:,} tokens", f"{config.max_tokens:,} 个词元"),
             say("runs on", "运行于"): str(self.on),
         }
+        if self.stored_format is not None:
+            found[say("number format of the weights", "权重的数值格式")] = self.stored_format
         if card.get("languages"):
             found[say("letters of its training text", "训练文本的文字")] = ", ".join(
                 f"{name} {share:.1%}" for name, share in card["languages"].items() if share)
         return found
+
+    @property
+    def stored_format(self) -> Format | None:
+        """int8 or int4, where `wenmo compress` has made the model."""
+        format: Format | None = self.opened.card.get(QUANTIZATION, {}).get("format")
+        return format
 
     def __repr__(self) -> str:
         return f"<wenmo.Loaded {self.reference}: " + ", ".join(f"{k} {v}" for k, v in self.facts().items()) + ">"
@@ -205,19 +232,28 @@ class Loaded:
     def answered(self, rows: Sequence[Mapping[str, Any] | str | DataError], chosen: Task,
                  first: int = 0) -> list[Answered | DataError]:
         """What `answers` decodes."""
-        asked: list[tuple[Mapping[str, Any], Encoded] | DataError] = []
+        asked = self.asked(rows, chosen, first)
+        answered = iter(self.answer([row for row in asked if isinstance(row, Asked)], chosen))
+        return [row if isinstance(row, DataError) else next(answered) for row in asked]
+
+    def asked(self, rows: Sequence[Mapping[str, Any] | str | DataError], chosen: Task,
+              first: int = 0) -> list[Asked | DataError]:
+        """Rows as the model reads them; calls no model."""
+        asked: list[Asked | DataError] = []
         for number, given in enumerate(rows, first):
             try:
                 if isinstance(given, DataError):
                     raise given
                 row = {text_column(chosen.settings.columns): given} if isinstance(given, str) else given
-                asked.append((row, self._asked(number, row, chosen)))
+                asked.append(Asked(row, self._asked(number, row, chosen)))
             except DataError as error:
                 asked.append(error)
-        good = [found[1].sequences for found in asked if not isinstance(found, DataError)]
-        outputs = iter(self._run(good, lambda batch: chosen.outputs(self.model, batch)))
-        return [found if isinstance(found, DataError) else Answered(found[0], next(outputs), found[1].cut_tokens)
-                for found in asked]
+        return asked
+
+    def answer(self, asked: Sequence[Asked], chosen: Task) -> list[Answered]:
+        """The model's outputs for rows that `asked` gave, of one call or of many."""
+        outputs = self._run([row.encoded.sequences for row in asked], lambda batch: chosen.outputs(self.model, batch))
+        return [Answered(row.row, found, row.encoded.cut_tokens) for row, found in zip(asked, outputs, strict=True)]
 
     def _asked(self, number: int, row: Mapping[str, Any], task: Task) -> Encoded:
         if "messages" in task.settings.columns:
@@ -249,6 +285,22 @@ class Loaded:
         length one unless the folder says otherwise (`normalise` wins). `prompt`: the name of one that the model has
         (`query`, `document`), to stand before each text. Longer texts are cut at the model's length.
         """
+        return self.vectors(self.texts_to_embed(texts, prompt), normalise)
+
+    def texts_to_embed(self, texts: Sequence[str], prompt: str | None = None) -> list[Tokens]:
+        """Texts as `vectors` reads them; calls no model."""
+        how = embedding_files.of_card(self.opened.card)
+        before, longest = self._prompt(prompt, how), self.opened.max_tokens or 512
+        lengths = Lengths(max_tokens=min(longest, int(how.get("max_tokens") or 512)))
+        encoded = []
+        for number, text in enumerate(texts):
+            text = text if self.normalize is None else self.normalize(text)
+            ids, _ = text_ids(self.tokenizer, text, before, lengths, number)
+            encoded.append(Tokens(number, {"ids": np.asarray(ids)}))
+        return encoded
+
+    def vectors(self, texts: Sequence[Tokens], normalise: bool | None = None) -> np.ndarray:
+        """`embed` for texts that `texts_to_embed` gave, of one call or of many."""
         how = embedding_files.of_card(self.opened.card)
         pooling, two_stacks = how.get("pooling", "mean"), getattr(self.model.config, "is_encoder_decoder", False)
         unsupported = [*how.get("unsupported", ()), *(() if pooling in get_args(Pooling) else (pooling,)),
@@ -259,20 +311,13 @@ class Loaded:
                 where=f"{self.reference}: {', '.join(unsupported)}",
                 mend=say("use an encoder whose vectors are pooled by mean, cls, max or last, without further steps",
                          "请使用以 mean、cls、max 或 last 汇聚、没有其他步骤的编码器"))
-        before, longest = self._prompt(prompt, how), self.opened.max_tokens or 512
-        lengths = Lengths(max_tokens=min(longest, int(how.get("max_tokens") or 512)))
-        encoded = []
-        for number, text in enumerate(texts):
-            text = text if self.normalize is None else self.normalize(text)
-            ids, _ = text_ids(self.tokenizer, text, before, lengths, number)
-            encoded.append([Tokens(number, {"ids": np.asarray(ids)})])
 
         def vectors(batch: Any) -> list[np.ndarray]:
             return list(pooled(hidden_of(self.model, batch.text), batch.text.lengths, pooling).cpu().numpy())
 
-        if not encoded:
+        if not texts:
             return np.zeros((0, self.model.config.width), np.float32)
-        found = np.stack([vector for [vector] in self._run(encoded, vectors)])
+        found = np.stack([vector for [vector] in self._run([[text] for text in texts], vectors)])
         one_long = how.get("normalise", True) if normalise is None else normalise
         return found / np.linalg.norm(found, axis=1, keepdims=True).clip(1e-12) if one_long else found
 
@@ -335,14 +380,16 @@ class Loaded:
 
         Raises UsageError for another device or number format, RecipeError for what is no setting.
         """
-        self._needs("causal_lm", say("generate", "生成"))
+        self._needs_to_generate()
         if self.on.device.type != "cpu" or self.on.dtype != torch.float32:
             raise UsageError(
                 say("the engine takes a model in fp32 on the CPU, and changes the format itself",
                     "引擎接受 CPU 上的 fp32 模型，并自行转换格式"), where=str(self.on),
                 mend='wenmo.load(…, device="cpu", dtype="fp32").engine({"format": "bf16"})')
         chosen = settings if isinstance(settings, EngineSettings) else parse(EngineSettings, settings or {}, "engine")
-        return Engine(self.model, self.tokenizer, chosen, ends=self.ends(), banned=self.banned())
+        guess = chosen.speculate
+        draft = load(guess.draft, device="cpu").model if isinstance(guess, DraftSettings) else None
+        return Engine(self.model, self.tokenizer, chosen, ends=self.ends(), banned=self.banned(), draft=draft)
 
     def prompt_ids(self, prompt: str) -> list[int]:
         """Ids of a prompt as the model saw the beginnings of texts in training; of a source with what ends it."""
@@ -352,13 +399,15 @@ class Loaded:
             return self.tokenizer.wrap(ids)[0]
         return [*self.opened.card.get("document_start", self.tokenizer.prefix), *ids]
 
-    def chat_ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def chat_ids(self, messages: Sequence[Mapping[str, Any]],
+                 tools: Sequence[Mapping[str, Any]] | None = None) -> list[int]:
         """Ids of a conversation that ends where the model is to answer, with the system message of its training above
-        one that has none. Raises DataError for what are no messages, TokenizerError without a chat template."""
+        one that has none. `tools`: the functions that it may call, as JSON schemas. Raises DataError for what are no
+        messages, TokenizerError without a chat template."""
         system = next((task.settings.system for task in self.tasks.values() if isinstance(task, Chat)), "")
         change = self.normalize
         given = with_system(messages, system)
-        return chat.render(self.tokenizer, given if change is None else normalized(given, change),
+        return chat.render(self.tokenizer, given if change is None else normalized(given, change), tools=tools,
                            add_generation_prompt=True)
 
     def sampling(self, given: Mapping[str, Any]) -> Sampling:

@@ -27,13 +27,17 @@ from wenmo.locate import is_adapter, locate
 from wenmo.models import CustomHeads, architecture, create, gguf, lora, read_config
 from wenmo.models.custom_head import CRF_KIND, PLACE, kinds_on
 from wenmo.models.task_heads import TASK_HEADS, is_task_head
+from wenmo.nn import quantized
 from wenmo.tensors import load_tensors, save_tensors
 from wenmo.text.gguf_tokenizer import from_gguf
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.tokenizer_files import has_tokenizer
 
+QUANTIZED = "quantized.safetensors"  # weights in few bits: what looks for WEIGHTS finds none, and not wrong ones
 WEIGHTS, INDEX, CARD = "model.safetensors", "model.safetensors.index.json", "wenmo.json"
 _GENERATION = "generation_config.json"
+QUANTIZATION = "quantization"  # part of a card: the model is stored in few bits (nn/quantized.py)
+_QUANTIZED_BY = "quantization_config"  # key of config.json, by which other libraries know that it is not theirs
 _OF_READING = ("normalize", "document_start", "languages", "embedding")  # parts of a card
 LABELLED = ("classification", "tagging")  # the head kinds with an output for each label
 # Task → Hugging Face's word for what a classification head's scores mean.
@@ -76,9 +80,10 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
 
     With `heads`, the body must be complete; parameters of a head that the files lack are freshly initialised from
     `seed` and listed in `initialised`. Stored heads that are not asked for are listed in `left_out`. Weights become
-    fp32. `changes`: keys of the configuration to be laid over the stored ones (dropout, say). Raises ModelError:
-    nothing is loaded half; RecipeError for a change that the configuration does not know. `custom`: heads of the
-    user's own (models/custom_head.py); a model that was saved with one opens with it alone.
+    fp32; a model stored in few bits stays so, unless heads are asked for or an adapter lies on it. `changes`: keys of
+    the configuration to be laid over the stored ones (dropout, say). Raises ModelError: nothing is loaded half;
+    RecipeError for a change that the configuration does not know. `custom`: heads of the user's own
+    (models/custom_head.py); a model that was saved with one opens with it alone.
     """
     path = locate(reference)
     files = _read(path)
@@ -98,6 +103,12 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
             config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))
             model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
     opened = Opened(model, tokenizer, files.card, carried, files.generation, path)
+    if heads is None and stored is None:
+        quantized.put_back(model, state)
+    elif _QUANTIZED_BY in carried:  # to be trained, or adapted: the matrices that the codes stand for
+        state = quantized.plain(model, state)
+        opened.card = {name: value for name, value in opened.card.items() if name != QUANTIZATION}
+        opened.carried = {name: value for name, value in carried.items() if name != _QUANTIZED_BY}
     if stored is not None:
         tensors = _our_names(cls, stored.tensors)
         opened.adapter, opened.base = lora.put_back(model, stored.settings, tensors, str(path)), stored.base
@@ -150,8 +161,9 @@ def _read(path: Path) -> _Files:
     card = _read_json(path / CARD) if (path / CARD).exists() else {}
     generation = _read_json(path / _GENERATION) if (path / _GENERATION).exists() else {}
     if not is_adapter(path):
-        return _Files(_read_json(path / "config.json"), _read_weights(path), tokenizer,
-                      {**embedding_files.read(path), **card}, generation)
+        config = _read_json(path / "config.json")
+        _refuse_others_bits(config, path)
+        return _Files(config, _read_weights(path), tokenizer, {**embedding_files.read(path), **card}, generation)
     stored = _read_adapter(path)
     base = _read(stored.base.path)
     if not card:  # of how texts are read, what holds for the base holds for what PEFT has trained on it
@@ -163,6 +175,16 @@ def _read(path: Path) -> _Files:
 def _read_adapter(folder: Path) -> adapters.Stored:
     card = _read_json(folder / CARD) if (folder / CARD).exists() else {}
     return adapters.read(folder, _read_json(folder / adapters.CONFIG), card)
+
+
+def base_below(path: Path) -> Path | None:
+    """Where the base lies over which an adapter can be laid while the base is in use; None for a whole model, and for
+    an adapter that must be merged (one with magnitudes, or of embeddings)."""
+    if not is_adapter(path):
+        return None
+    stored = _read_adapter(path)
+    merged = stored.settings.dora or any(name.endswith("lora_embedding_A") for name in stored.tensors)
+    return None if merged else stored.base.path
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -191,6 +213,8 @@ def _unsupported() -> Iterator[None]:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     if (folder / WEIGHTS).exists():
         files = [WEIGHTS]
+    elif (folder / QUANTIZED).exists():
+        files = [QUANTIZED]
     elif (folder / INDEX).exists():
         files = _shards(folder / INDEX)
     else:
@@ -204,6 +228,22 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     for name in files:
         state.update(load_tensors(folder / name))
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+
+
+def _refuse_others_bits(config: Mapping[str, Any], path: Path) -> None:
+    """ModelError for a model that another library has quantised."""
+    method = (config.get(_QUANTIZED_BY) or {}).get("quant_method", "wenmo")
+    if method != "wenmo":
+        raise ModelError(say(f"the model was quantised by {method}, which is not read here",
+                             f"该模型由 {method} 量化，此处无法读取"), where=str(path / "config.json"),
+                         mend=say("take the model that it was made from, and: wenmo compress",
+                                  "请用其原模型，再运行 wenmo compress"))
+
+
+def mark_quantized(opened: Opened, facts: Mapping[str, Any]) -> None:
+    """Says in the card how the model came to its few bits, and in config.json that it is no other library's."""
+    opened.card = {**opened.card, QUANTIZATION: dict(facts)}
+    opened.carried = {**opened.carried, _QUANTIZED_BY: {"quant_method": "wenmo", "format": facts["format"]}}
 
 
 def _shards(index: Path) -> list[str]:
@@ -365,7 +405,8 @@ def write_into(folder: Path, opened: Opened) -> None:
     model, card = opened.model, {"version": 1, **opened.card}
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(model.state_dict().items())}
     if opened.adapter is None or opened.base is None:
-        save_tensors(folder / WEIGHTS, _their_names(model, state), {"format": "pt"})
+        file = QUANTIZED if quantized.names_of(state) else WEIGHTS
+        save_tensors(folder / file, _their_names(model, state), {"format": "pt"})
         write_json(folder / "config.json", _config(opened))
     else:
         own = {name: state[name] for name in lora.stored_names(model, opened.adapter)}

@@ -67,6 +67,12 @@ class Loader:
             for rows, lengths in zip(np.split(plan.order[part], cuts), np.split(plan.lengths[part], cuts), strict=True)
         ]
 
+    def lengths(self, step: int) -> np.ndarray:
+        """Tokens of each example of a step, without building any."""
+        epoch, index = self.where(step)
+        plan = self._planned(epoch)
+        return plan.lengths[plan.starts[index] : plan.ends[index]]
+
     def where(self, step: int) -> tuple[int, int]:
         """(epoch, number of the batch within it) of a step."""
         assert step >= 0, "steps count from 0"

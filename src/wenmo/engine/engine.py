@@ -9,31 +9,44 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from wenmo.config import Count, Settings
-from wenmo.engine.attend import Segment, rounded
-from wenmo.engine.packed import ROWS, Format
+from wenmo.engine.attend import rounded
+from wenmo.engine.grammar import Grammars
+from wenmo.engine.packed import Format
 from wenmo.engine.prefix import Prefixes
-from wenmo.engine.request import Active, Event, Handle, Listener, Outcome, Request, activate, new_tokens
-from wenmo.engine.runner import Runner
+from wenmo.engine.request import Active, Constraint, Event, Handle, Listener, Outcome, Request, activate, new_tokens
+from wenmo.engine.runner import Read, Runner
 from wenmo.engine.scheduler import Scheduler
-from wenmo.engine.slots import Layers, Pool, Slots
-from wenmo.errors import NumericsError, UsageError, say
+from wenmo.engine.shapes import Shape
+from wenmo.engine.slots import Layers, Slots, bytes_of_token, largest
+from wenmo.engine.speculate import DraftModel, PromptLookup, Speculation
+from wenmo.errors import UsageError, WenmoError, say
 from wenmo.generate.completion import Completion, Logprob, logprob_of
 from wenmo.generate.sampling import adjust, choose
 from wenmo.models import LanguageModel
 from wenmo.text.tokenizer import Tokenizer
+
+REPLAYED = 8  # tokens of a row that are read again in one step
+
+
+class DraftSettings(Settings):
+    """draft: a smaller model with the same tokenizer, by its reference."""
+
+    draft: str
 
 
 class EngineSettings(Settings):
     """format: of the weights (packed.py). cache_tokens: keys and values of so many tokens are kept for running
     requests, prefix_tokens: of beginnings read before. chunk_tokens: so many tokens of a prompt are read in one call;
     step_tokens: at most so many between two steps of those that write. max_context: no request is longer (left out: as
-    long as the model allows, and the cache)."""
+    long as the model allows, and the cache). speculate: guess the next tokens (speculate.py), at most speculate_tokens
+    at a time; the text is the same."""
 
     format: Format = "fp32"
     cache_tokens: Count = Field(32768, ge=128)
@@ -42,6 +55,8 @@ class EngineSettings(Settings):
     step_tokens: Count = Field(512, ge=16)
     max_running: int = Field(32, ge=1)
     max_context: Count | None = Field(None, gt=1)
+    speculate: Literal["off", "prompt"] | DraftSettings = "off"
+    speculate_tokens: int = Field(8, ge=1, le=15)
 
 
 @dataclass
@@ -52,21 +67,26 @@ class Reading:
     capacity: int
     layers: Layers = field(default_factory=dict)
     done: int = 0
+    logprobs: list[Logprob] = field(default_factory=list)
+    across: Layers = field(default_factory=dict)  # of the source
 
 
 class Engine:
     """One model, in eval mode, which is the engine's own from then on: its weights are packed. `ends`: ids that end a
-    text; `banned`: ids that are never chosen."""
+    text; `banned`: ids that are never chosen; `draft`: the model that guesses, where the settings name one. Of an
+    encoder–decoder the `sources` of running requests stand beside what they write, within as many tokens again."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, settings: EngineSettings, *, ends: frozenset[int],
-                 banned: frozenset[int] = frozenset()) -> None:
+                 banned: frozenset[int] = frozenset(), draft: LanguageModel | None = None) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.ends, self.banned = ends, banned
-        limits = (model.config.max_tokens, settings.max_context, settings.cache_tokens)
+        limits = (model.config.max_tokens, settings.max_context, largest(settings.cache_tokens))
         self.longest = min(limit for limit in limits if limit is not None)
         self.slots = Slots(settings.cache_tokens, self.longest)
+        self.sources = Slots(settings.cache_tokens, self.longest) if "seq2seq_lm" in model.heads else None
         self.prefixes = Prefixes(settings.chunk_tokens, settings.prefix_tokens)
         self.runner = Runner(model, settings.format, settings.chunk_tokens)
+        self.speculation = self._speculation(draft)
         self.scheduler = Scheduler(settings.max_running)
         self.num_preempted = self.num_written = self.num_read = 0
         self._reading: Reading | None = None
@@ -76,6 +96,42 @@ class Engine:
         self._num_submitted = 0
         self._closing = False
         self._thread: threading.Thread | None = None
+        self._grammars: Grammars | None = None
+        self._compiling = threading.Lock()
+
+    def _speculation(self, draft: LanguageModel | None) -> Speculation | None:
+        settings = self.settings
+        if settings.speculate == "off":
+            return None
+        if self.sources is not None:
+            raise UsageError(say("an encoder–decoder does not speculate", "编码器–解码器不支持推测解码"),
+                             where="speculate", mend=say("leave it out", "请去掉"))
+        if settings.speculate == "prompt":
+            return Speculation(PromptLookup(), settings.speculate_tokens)
+        if draft is None or draft.lm_output()[0].shape[0] != self.model.lm_output()[0].shape[0]:
+            raise UsageError(say("the draft model is missing or has another vocabulary", "缺少草稿模型，或其词表不同"),
+                             where="speculate.draft",
+                             mend=say("give a smaller model with the same tokenizer", "请给出分词器相同的较小模型"))
+        longest = min(self.longest, draft.config.max_tokens or self.longest)
+        runner = Runner(draft, settings.format, settings.chunk_tokens)
+        return Speculation(DraftModel(runner, settings.cache_tokens, longest), settings.speculate_tokens)
+
+    @property
+    def _target_start(self) -> tuple[int]:
+        """What the target of an encoder–decoder begins with."""
+        config: Any = self.model.config
+        return (config.decoder_start_token_id,)
+
+    @cached_property
+    def cache_bytes(self) -> int:
+        """Of all keys and values that it may keep; found by reading a token."""
+        layers, across, size = Layers(), Layers(), self.settings.chunk_tokens
+        if self.sources is None:
+            self.runner.read_chunk([0], 0, layers, size)
+        else:
+            self.runner.read_source([0], self._target_start[0], layers, across, size)
+        tokens = self.settings.cache_tokens
+        return bytes_of_token(layers) * (tokens + self.settings.prefix_tokens) + bytes_of_token(across) * tokens
 
     # From any thread --------------------------------------------------------------------------------------
 
@@ -84,13 +140,18 @@ class Engine:
 
         Raises UsageError for a prompt that is empty or leaves no room, and for beams.
         """
-        room = min(request.sampling.max_new_tokens, self.longest - len(request.ids))
-        if not request.ids or room < 1 or not self.slots.fits(len(request.ids) + room):
+        prompt = request.ids if self.sources is None else self._target_start
+        room = min(request.sampling.max_new_tokens, self.room(len(request.ids)))
+        fits = self.sources is None or self.sources.fits(len(request.ids))
+        if not request.ids or room < 1 or not fits or not self.slots.fits(len(prompt) + room):
+            most = self.longest - (1 if self.sources is None else 0)
             raise UsageError(
                 say(f"a prompt of {len(request.ids)} tokens leaves no room" if request.ids else "an empty prompt",
                     f"提示有 {len(request.ids)} 个词元，没有余地继续生成" if request.ids else "提示为空"),
-                where="prompt",
-                mend=say(f"give 1 to {self.longest - 1} tokens", f"请给出 1 到 {self.longest - 1} 个词元"))
+                where="prompt", mend=say(f"give 1 to {most} tokens", f"请给出 1 到 {most} 个词元"))
+        if request.prompt_logprobs is not None and self.sources is not None:
+            raise UsageError(say("a source has no log-probabilities", "源文本没有对数概率"), where="prompt_logprobs",
+                             mend=say("leave it out", "请去掉"))
         if request.sampling.num_beams > 1:
             raise UsageError(say("the engine does not search with beams", "引擎不支持集束搜索"), where="num_beams",
                              mend=say("set num_beams to 1", "请令 num_beams 为 1"))
@@ -100,9 +161,23 @@ class Engine:
                 raise UsageError(say("the engine is closing", "引擎正在关闭"), where="submit",
                                  mend=say("start another", "请另启一个"))
             self._num_submitted += 1
-            self._arrived.append(activate(handle, self._num_submitted, self.tokenizer, room))
+            self._arrived.append(activate(handle, self._num_submitted, prompt, self.tokenizer, room))
             self._lock.notify_all()
         return handle
+
+    def room(self, num_tokens: int) -> int:
+        """How many tokens can follow a prompt of so many; beside a source, after the token that begins a target."""
+        return self.longest - (num_tokens if self.sources is None else 1)
+
+    def constraint(self, shape: Shape) -> Constraint:
+        """What holds one text to a shape (grammar.py); each sample needs one of its own.
+
+        Raises MissingExtra without llguidance, DataError for a shape that cannot be fulfilled or is not supported.
+        """
+        with self._compiling:
+            if self._grammars is None:
+                self._grammars = Grammars(self.tokenizer, self.ends)
+        return self._grammars.constraint(shape)
 
     def _cancel(self, handle: Handle) -> None:
         with self._lock:
@@ -170,22 +245,49 @@ class Engine:
         left = self.settings.step_tokens
         while left > 0 and (active := self.scheduler.next_to_read(self._has_room)) is not None:
             reading = self._reading = self._reading or self._begun(active)
+            if self.sources is not None:
+                left -= self._read_source(active, reading)
+                continue
             chunk = reading.ids[reading.done : reading.done + self.runner.chunk_tokens]
-            scores_V = self.runner.read_chunk(chunk, reading.done, reading.layers, reading.capacity)
+            alternatives = active.request.prompt_logprobs
+            is_last = reading.done + len(chunk) == len(reading.ids)
+            scores_XV = self.runner.read_chunk(
+                chunk, reading.done, reading.layers, reading.capacity,
+                scores="each" if alternatives is not None else "last" if is_last else "none")
+            if alternatives is not None:
+                following = reading.ids[reading.done + 1 : reading.done + 1 + len(chunk)]
+                reading.logprobs += [logprob_of(scores_V.log_softmax(0), id, alternatives)
+                                     for scores_V, id in zip(scores_XV, following, strict=False)]
             reading.done += len(chunk)
             self.num_read += len(chunk)
             left -= self.runner.chunk_tokens
-            if reading.done == len(reading.ids):
-                self._finish_reading(active, reading, scores_V)
+            if is_last:
+                self._finish_reading(active, reading, scores_XV[-1])
 
     def _has_room(self, active: Active) -> bool:
-        return self.slots.admit(active, len(active.context) + 1)
+        if not self.slots.admit(active, len(active.context) + 1):
+            return False
+        if self.sources is None or self.sources.admit(active, len(active.request.ids)):
+            return True
+        self.slots.release(active)
+        return False
+
+    def _read_source(self, active: Active, reading: Reading) -> int:
+        """The whole of it at once, and the first token's scores; gives the number of tokens."""
+        assert self.sources is not None
+        ids = active.request.ids
+        scores_1V = self.runner.read_source(ids, active.prompt[0], reading.layers, reading.across, reading.capacity)
+        self.sources.fill(active, reading.across, len(ids))
+        self.num_read += len(ids)
+        self._finish_reading(active, reading, scores_1V[0])
+        return len(ids)
 
     def _begun(self, active: Active) -> Reading:
         """A prompt with what is known of its beginning."""
-        ids, size = list(active.request.ids), self.runner.chunk_tokens
+        ids, size = list(active.prompt), self.runner.chunk_tokens
         reading = Reading(ids, rounded(-(-len(ids) // size) * size))
-        for block in self.prefixes.find(ids):
+        known = self.prefixes.find(ids) if active.request.prompt_logprobs is None else []  # those are not kept
+        for block in known:
             for layer, (keys, values) in block.items():
                 if layer not in reading.layers:
                     shape = (keys.shape[0], reading.capacity, keys.shape[2])
@@ -204,6 +306,8 @@ class Engine:
         if active.replay:
             active.replay.popleft()  # the first written token: its scores are known from before
         else:
+            if reading.logprobs:
+                active.handle.listener(Event("", prompt_logprobs=tuple(reading.logprobs)))
             self._settle(active, scores_V)
 
     def _make_room(self) -> None:
@@ -216,54 +320,85 @@ class Engine:
         """Its slot is freed. Later its prompt is read again, and then what it had written, token by token as before:
         the same calls give the same bits."""
         self.num_preempted += 1
-        self.slots.release(active)
+        self._free(active)
         active.num_read = 0
         active.replay.clear()
         active.replay.extend(new_tokens(active))
         self.scheduler.give_way(active)
 
+    def _free(self, active: Active) -> None:
+        if self.speculation is not None:
+            self.speculation.forget(active)
+        for slots in (self.slots, self.sources):
+            if slots is not None and active in slots.place:
+                slots.release(active)
+
     def _write(self) -> None:
-        """The next token of every running row, at most ROWS in a call."""
-        running = {id(active): active for active in self.scheduler.running}
-        rows = [(pool, row, running[id(owner)]) for pool in self.slots.pools.values()
-                for row, owner in enumerate(pool.owners) if id(owner) in running]
-        calls = [rows[start : start + ROWS] for start in range(0, len(rows), ROWS)]
-        settled: list[tuple[Active, Tensor]] = []
-        for call in calls:
-            segments = _segments(call)
-            ids = [active.context[active.num_read] for _, _, active in call]
-            scores_MV = self.runner.next_tokens(segments, ids)
-            settled += [(active, scores_V) for (_, _, active), scores_V in zip(call, scores_MV, strict=True)]
-        for active, scores_V in settled:  # after all calls: an end moves other rows
+        """The next token of every running row, and more of them where guesses come true."""
+        reads = self._reads()
+        scores = self.runner.next_tokens(self.slots, reads, self.sources) if reads else []
+        for read, scores_XV in zip(reads, scores, strict=True):  # after all calls: an end moves other rows
+            self._take(read, scores_XV)
+
+    def _reads(self) -> list[Read]:
+        """What each row reads: the token it wrote last and guesses of what follows, or tokens that it wrote before it
+        was preempted."""
+        writing = [active for active in self.scheduler.running if not active.replay]
+        guessed = {} if self.speculation is None else self.speculation.propose(
+            [(active, self._room_to_guess(active)) for active in writing])
+        reads = []
+        for active in self.scheduler.running:
+            start = active.num_read
+            known = active.context[start : start + 1]
+            if active.replay and self.sources is None:
+                most = min(len(active.replay), self.slots.place[active][0].capacity - start, REPLAYED)
+                known = active.context[start : start + most]
+            reads.append(Read(active, start, [*known, *guessed.get(active, [])]))
+        return reads
+
+    def _room_to_guess(self, active: Active) -> int:
+        """Its slot has places for so many, and a token more is always chosen than guesses come true."""
+        in_slot = self.slots.place[active][0].capacity - active.num_read - 1
+        return min(in_slot, active.written.room - len(active.written.ids) - 1)
+
+    def _take(self, read: Read, scores_XV: Tensor) -> None:
+        """Settles token after token, as long as what was read is what is chosen."""
+        active, guessed = read.active, len(read.ids) - 1 if not read.active.replay else 0
+        num_true = 0
+        for following, scores_V in zip([*read.ids[1:], None], scores_XV, strict=True):
             active.num_read += 1
             if active.replay:
                 active.replay.popleft()
-            else:
-                self._settle(active, scores_V)
+                continue
+            self._settle(active, scores_V)
+            if active.handle.done.is_set() or active.context[-1] != following:
+                break
+            num_true += 1
+        if guessed and self.speculation is not None:
+            self.speculation.learn(active, guessed, num_true)
 
     def _settle(self, active: Active, scores_V: Tensor) -> None:
         """Chooses a token by its scores and says what it adds to the text."""
         request, sampling = active.request, active.request.sampling
-        allowed_V = adjust(scores_V, active.context, len(active.written.ids), sampling, self.ends, self.banned)
-        if request.constraint is not None:
-            allowed_V = request.constraint.allow(allowed_V)
-        if torch.isnan(allowed_V).any():
-            self._end(active, "error", error=NumericsError(
-                say("the model's scores are not numbers (NaN)", "模型输出的分数不是数（NaN）"),
-                mend=say("its weights are damaged: use an earlier checkpoint", "权重已损坏：请使用更早的检查点")))
+        last = False
+        try:
+            allowed_V = adjust(scores_V, active.context, len(active.written.ids), sampling, self.ends, self.banned)
+            if request.constraint is not None:
+                allowed_V = request.constraint.allow(allowed_V)
+            token = choose(allowed_V, sampling, active.generator)
+            if request.constraint is not None and token is not None and token not in self.ends:
+                request.constraint.take(token)
+                last = request.constraint.finished
+        except WenmoError as error:  # it is this request's alone
+            self._end(active, "error", error=error)
             return
-        token = choose(allowed_V, sampling, active.generator)
         self.num_written += 1
         logprobs: tuple[Logprob, ...] = ()
         if sampling.logprobs is not None and token is not None:
             logprobs = (logprob_of(scores_V.log_softmax(0), token, sampling.logprobs),)
             active.logprobs += logprobs
-        last = False
         if token is not None:
             active.context.append(token)
-            if request.constraint is not None and token not in self.ends:
-                request.constraint.take(token)
-                last = request.constraint.finished
         text = active.written.push(token, self.ends, last=last)
         if active.written.reason is not None:
             self._end(active, active.written.reason, text, () if token is None else (token,), logprobs)
@@ -276,8 +411,7 @@ class Engine:
         if active is self.scheduler.reading:
             self._reading = None
         self.scheduler.remove(active)
-        if active in self.slots.place:
-            self.slots.release(active)
+        self._free(active)
         written = active.written
         completion = None if error is not None else Completion(
             written.text, tuple(written.ids), "stop" if outcome == "stop" else "length",
@@ -285,14 +419,3 @@ class Engine:
         active.handle.done.set()
         active.handle.listener(Event(text, ids, logprobs, outcome, completion, error))
 
-
-def _segments(call: list[tuple[Pool, int, Active]]) -> list[Segment]:
-    """Neighbouring rows of a pool, together."""
-    segments: list[Segment] = []
-    for pool, row, active in call:
-        last = segments[-1] if segments else None
-        if last is not None and last.pool is pool and last.first + len(last.positions) == row:
-            segments[-1] = Segment(pool, last.first, [*last.positions, active.num_read])
-        else:
-            segments.append(Segment(pool, row, [active.num_read]))
-    return segments

@@ -15,9 +15,10 @@ bits are the same, and pads what has fewer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -25,24 +26,30 @@ from torch import Tensor, nn
 
 from wenmo import device
 from wenmo.nn.linear import Conv1D, Linear
+from wenmo.nn.norm import RMSNorm
+from wenmo.nn.quantized import GROUP, Codes, QuantizedLinear, bits_for, eight_bits, four_bits, joined, matrix_of
 
 Format = Literal["fp32", "bf16", "int8", "int8-weights", "int4"]
 FormatOrAuto = Literal["auto", "fp32", "bf16", "int8", "int8-weights", "int4"]
 Product = Callable[[Tensor], Tensor]
 ROWS = 32  # at most so many rows are in one product of tokens that are written (runner.py)
-GROUP = 32  # inputs that share a scale in int4
+VOCABULARIES = {"causal_lm", "masked_lm", "seq2seq_lm"}  # heads whose outputs are the vocabulary's
+BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int8-weights": 1, "int4": 0.5 + 4 / GROUP}  # a weight
 COUNTS = (1, 2, 3, 4, 8, 16)  # of rows, that are tried against ROWS
 
 
 class Packed(nn.Module):
     """x_MI → x W^T + b. `widths`: the outputs of each of the maps that were joined."""
 
-    def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, format: Format, widths: tuple[int, ...]) -> None:
+    def __init__(self, matrix_OI: Tensor | Codes, bias_O: Tensor | None, format: Format,
+                 widths: tuple[int, ...]) -> None:
         super().__init__()
         self.format, self.widths = format, widths
         self.bias_O = None if bias_O is None else bias_O.detach().to(dtype_of(format))
-        self.product = _product(weight_OI.detach(), format)
-        self.least_rows = _least_rows(format, weight_OI.shape[0], weight_OI.shape[1])
+        own_format = _own_format(matrix_OI, format)
+        self.product = _product(matrix_OI, own_format)
+        self.least_rows = _least_rows(own_format, *matrix_OI.shape)
+        self.num_bytes = round(matrix_OI.shape.numel() * BYTES[own_format])
 
     def forward(self, x_MI: Tensor) -> Tensor:
         num_rows = x_MI.shape[0]
@@ -63,34 +70,64 @@ class Part(nn.Module):
         return torch.split(self.joint(x_MI), list(self.joint.widths), dim=-1)[self.index]
 
 
+class Norm(nn.Module):
+    """RMSNorm in four kernels where torch's own takes a dozen: x / √(|x|² + D ε) · (weight √D)."""
+
+    def __init__(self, norm: RMSNorm, dtype: torch.dtype) -> None:
+        super().__init__()
+        width = norm.weight.numel()
+        self.floor = torch.tensor(math.sqrt(width * norm.eps), dtype=dtype)
+        self.weight = (norm.weight.detach() * math.sqrt(width)).to(dtype)
+
+    def forward(self, x_MD: Tensor) -> Tensor:
+        length_M1 = torch.hypot(torch.linalg.vector_norm(x_MD, 2, -1, keepdim=True), self.floor)
+        return (x_MD / length_M1).mul_(self.weight)
+
+
 def pack(model: Any, format: Format) -> None:
-    """Replaces all linear maps of the model but its output vocabulary, in place; `head_of` packs that."""
-    vocabulary, _ = model.lm_output()
+    """Replaces all linear maps of the model but its output vocabulary, in place; `Head` packs that."""
+    output = output_map(model)
     for module in list(model.modules()):
         for names in getattr(module, "together", ()):
             maps = [getattr(module, name) for name in names]
-            if not all(type(each) is Linear for each in maps):
+            if not all(type(each) in (Linear, QuantizedLinear) for each in maps):
                 continue
             biases = [each.bias for each in maps]
             assert all((bias is None) == (biases[0] is None) for bias in biases)
-            joint = Packed(torch.cat([each.weight for each in maps]), None if biases[0] is None else torch.cat(biases),
-                           format, tuple(each.weight.shape[0] for each in maps))
+            matrices = [matrix_of(each) for each in maps]
+            joint = Packed(_together(matrices), None if biases[0] is None else torch.cat(biases), format,
+                           tuple(matrix.shape[0] for matrix in matrices))
             for index, name in enumerate(names):
                 setattr(module, name, Part(joint, index))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is Linear and child.weight is not vocabulary:
-                setattr(module, name, Packed(child.weight, child.bias, format, (child.weight.shape[0],)))
-            elif type(child) is Conv1D:
-                setattr(module, name, Packed(child.weight.t(), child.bias, format, (child.weight.shape[1],)))
+            if type(child) in (Linear, Conv1D, QuantizedLinear) and child is not output:
+                matrix = matrix_of(child)
+                setattr(module, name, Packed(matrix, child.bias, format, (matrix.shape[0],)))
+            elif type(child) is RMSNorm:
+                setattr(module, name, Norm(child, dtype_of(format)))
     model.compute_dtype = dtype_of(format)
 
 
-def chosen_format(format: FormatOrAuto) -> Format:
-    """`auto` is bf16 where the processor multiplies it natively, else fp32."""
+def chosen_format(format: FormatOrAuto, stored: Format | None = None) -> Format:
+    """`auto` is the format that the model is stored in; else bf16 where the processor multiplies it natively, or fp32.
+    """
+    if format == "auto" and stored is not None:
+        return stored
     if format == "auto":
         return "bf16" if device.has_native_bf16(torch.device("cpu")) else "fp32"
-    return cast(Format, format)
+    return format
+
+
+def output_map(model: Any) -> nn.Module | None:
+    """The module that holds the output vocabulary's matrix alone, where there is one (embeddings are none such)."""
+    vocabulary = model.lm_output()[0] if VOCABULARIES & set(model.heads) else None
+    for module in model.modules():
+        if type(module) is Linear and module.weight is vocabulary:
+            return module
+        if type(module) is QuantizedLinear and vocabulary is not None and module.shape == vocabulary.shape:
+            return module  # its weight is made anew each time
+    return None
 
 
 def dtype_of(format: Format) -> torch.dtype:
@@ -98,47 +135,65 @@ def dtype_of(format: Format) -> torch.dtype:
     return torch.float32 if format == "fp32" else torch.bfloat16
 
 
-def head_of(model: Any, format: Format) -> Callable[[Tensor], Tensor]:
+class Head:
     """hidden_XD → fp32 scores of the vocabulary, [X, V]. In int4 the head has 8 bits: it is where 4 hurt most."""
-    weight_VD, bias_V = model.lm_output()
-    packed = Packed(weight_VD, bias_V, "int8-weights" if format == "int4" else format, (weight_VD.shape[0],))
 
-    def head(hidden_XD: Tensor) -> Tensor:
-        scores_XV: Tensor = packed(model.lm_features(hidden_XD)).float()
+    def __init__(self, model: Any, format: Format) -> None:
+        weight_VD, bias_V = model.lm_output()
+        self.features = model.lm_features
+        self.packed = Packed(weight_VD, bias_V, "int8-weights" if format == "int4" else format, (weight_VD.shape[0],))
+
+    def __call__(self, hidden_XD: Tensor) -> Tensor:
+        scores_XV: Tensor = self.packed(self.features(hidden_XD)).float()
         return scores_XV
-
-    return head
 
 
 # Formats ----------------------------------------------------------------------------------------------
 
 
-def _product(weight_OI: Tensor, format: Format) -> Product:
+def _together(matrices: Sequence[Tensor | Codes]) -> Tensor | Codes:
+    """Matrices of the same input as one; codes stay codes where all have the same bits."""
+    codes = [matrix for matrix in matrices if isinstance(matrix, Codes)]
+    if len(codes) == len(matrices) and len({each.bits for each in codes}) == 1:
+        return joined(codes)
+    return torch.cat([_plain(matrix) for matrix in matrices])
+
+
+def _plain(matrix_OI: Tensor | Codes) -> Tensor:
+    return matrix_OI.weight() if isinstance(matrix_OI, Codes) else matrix_OI.detach()
+
+
+def _own_format(matrix_OI: Tensor | Codes, format: Format) -> Format:
+    """In int4 a matrix has 8 bits where its sizes are none for 4, or where it was stored so."""
+    stored_in_8 = isinstance(matrix_OI, Codes) and matrix_OI.bits == 8
+    in_8 = format == "int4" and (stored_in_8 or bits_for(matrix_OI.shape[0], matrix_OI.shape[1], 4) == 8)
+    return "int8-weights" if in_8 else format
+
+
+def _product(matrix_OI: Tensor | Codes, format: Format) -> Product:
+    """Codes that were stored are used as they are where the format is theirs."""
     if format == "fp32":
-        kept = weight_OI.float().contiguous()
+        kept = _plain(matrix_OI).float().contiguous()
         return lambda x: F.linear(x, kept)
     if format == "bf16":
-        ordered = torch.ops.mkldnn._reorder_linear_weight(weight_OI.bfloat16().contiguous(), ROWS)
+        ordered = torch.ops.mkldnn._reorder_linear_weight(_plain(matrix_OI).bfloat16().contiguous(), ROWS)
         return lambda x: torch.ops.mkldnn._linear_pointwise(x, ordered, None, "none", [], "")
+    bits = 4 if format == "int4" else 8
+    if isinstance(matrix_OI, Codes) and matrix_OI.bits == bits:
+        codes = matrix_OI
+    else:
+        codes = four_bits(_plain(matrix_OI)) if bits == 4 else eight_bits(_plain(matrix_OI))
     if format == "int8-weights":
-        codes, scales = eight_bits(weight_OI)
-        rounded = scales.bfloat16()
-        return lambda x: torch.ops.aten._weight_int8pack_mm(x, codes, rounded)
-    if format == "int8":
-        return _int8(weight_OI)
-    return _int4(weight_OI)
+        scales = codes.grid.scales.squeeze(1).bfloat16()
+        bytes_OI = codes.numbers.contiguous()
+        return lambda x: torch.ops.aten._weight_int8pack_mm(x, bytes_OI, scales)
+    return _int8(codes) if format == "int8" else _int4(codes)
 
 
-def eight_bits(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """(codes, a scale for each output): the nearest of 255 levels."""
-    scale_O = (weight_OI.float().abs().amax(1) / 127).clamp(min=1e-12)
-    return (weight_OI.float() / scale_O[:, None]).round().to(torch.int8), scale_O
-
-
-def _int8(weight_OI: Tensor) -> Product:
+def _int8(codes: Codes) -> Product:
     """Activations as unsigned bytes around 128: the kernels of processors without AMX know those alone."""
-    codes, scale_O = eight_bits(weight_OI)
-    ordered = torch.ops.onednn.qlinear_prepack(codes, None)
+    ordered = torch.ops.onednn.qlinear_prepack(codes.numbers.contiguous(), None)
+    scale_O = codes.grid.scales.squeeze(1).float()
     zeros = torch.zeros(len(scale_O), dtype=torch.int32)
 
     def product(x_MI: Tensor) -> Tensor:
@@ -152,16 +207,11 @@ def _int8(weight_OI: Tensor) -> Product:
     return product
 
 
-def _int4(weight_OI: Tensor) -> Product:
-    """Sixteen levels for each GROUP inputs, from the smallest to the largest weight among them."""
-    num_outputs, num_inputs = weight_OI.shape
-    groups_OGX = weight_OI.float().view(num_outputs, num_inputs // GROUP, GROUP)
-    low_OG, high_OG = groups_OGX.amin(-1), groups_OGX.amax(-1)
-    scale_OG = ((high_OG - low_OG) / 15).clamp(min=1e-12)
-    codes = ((groups_OGX - low_OG[..., None]) / scale_OG[..., None]).round().clamp(0, 15).to(torch.int32)
-    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.view(num_outputs, num_inputs), 1)
-    # The kernel's zero is the weight of code 8.
-    scales = torch.stack([scale_OG, low_OG + 8 * scale_OG], -1).transpose(0, 1).contiguous().bfloat16()
+def _int4(codes: Codes) -> Product:
+    """The kernel counts codes from 0, and its zero is the weight of code 8: ours of code 0."""
+    assert codes.grid.zeros is not None
+    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.numbers.to(torch.int32) + 8, 1)
+    scales = torch.stack([codes.grid.scales, codes.grid.zeros], -1).transpose(0, 1).contiguous().bfloat16()
     return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, ordered, GROUP, scales)
 
 

@@ -2,7 +2,8 @@
 
 In: a prompt's ids. Out: the keys and values of its first blocks, where they are known. A block is a chunk of a prompt,
 known by a hash of all ids up to its end; only what reading a prompt has made enters (never what was written token by
-token), so that a hit changes no bit. The least recently used blocks give way.
+token), so that a hit changes no bit. The least recently used blocks give way, and of one prompt the last before the
+first: without its beginning the rest of it is of no use.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from hashlib import blake2b
+from itertools import takewhile
 
 import numpy as np
 from torch import Tensor
@@ -27,19 +29,16 @@ class Prefixes:
 
     def find(self, ids: Sequence[int]) -> list[Block]:
         """The known blocks at the beginning of the ids; at least one token is always left to be read."""
-        found = []
-        for name in self._names(ids[:-1]):
-            block = self.blocks.get(name)
-            if block is None:
-                break
+        known = list(takewhile(self.blocks.__contains__, self._names(ids[:-1])))
+        for name in reversed(known):
             self.blocks.move_to_end(name)
-            found.append(block)
-        self.hits_tokens += len(found) * self.block_tokens
-        return found
+        self.hits_tokens += len(known) * self.block_tokens
+        return [self.blocks[name] for name in known]
 
     def keep(self, ids: Sequence[int], layers: Layers) -> None:
         """Takes the whole blocks of a prompt that has been read; layers: [K, S, H] each."""
-        for number, name in enumerate(self._names(ids)):
+        names = self._names(ids)[: self.budget_tokens // self.block_tokens]
+        for number, name in reversed(list(enumerate(names))):
             if name in self.blocks:
                 self.blocks.move_to_end(name)
                 continue

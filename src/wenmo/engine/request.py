@@ -24,7 +24,8 @@ Outcome = Literal["stop", "length", "cancelled", "error"]
 
 
 class Constraint(Protocol):
-    """What the text must look like (a schema, a pattern, one of several choices): see engine/grammar.py."""
+    """What the text must look like (a schema, a pattern, one of several choices): see engine/grammar.py. Where it
+    raises a WenmoError, the request ends with it."""
 
     def allow(self, scores_V: Tensor) -> Tensor:
         """The scores with -inf for every token that may not come next."""
@@ -42,20 +43,25 @@ class Constraint(Protocol):
 class Request:
     """One text to be continued once. `sample` is its number among those asked for together: another draws otherwise.
 
-    priority: larger comes first; who waits long rises (scheduler.py).
+    priority: larger comes first; who waits long rises (scheduler.py). prompt_logprobs: so many alternatives beside the
+    log-probability of each of the prompt's own tokens after the first; 0: the tokens' alone. constraint: one of its
+    own, for it keeps what it has seen. shown: control ids that stand in the text as they are written.
     """
 
-    ids: tuple[int, ...]
+    ids: tuple[int, ...]  # of an encoder–decoder: the source
     sampling: Sampling
     sample: int = 0
     priority: int = 0
     constraint: Constraint | None = None
+    prompt_logprobs: int | None = None
+    shown: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
     """New text of a request, whole characters only, with the ids and log-probabilities it came with; the last has the
-    outcome, and the completion unless it failed."""
+    outcome, and the completion unless it failed. prompt_logprobs, where asked for, come once, when the prompt has been
+    read."""
 
     text: str
     ids: tuple[int, ...] = ()
@@ -63,6 +69,7 @@ class Event:
     outcome: Outcome | None = None
     completion: Completion | None = None
     error: Exception | None = None
+    prompt_logprobs: tuple[Logprob, ...] = ()
 
 
 Listener = Callable[[Event], None]
@@ -100,11 +107,13 @@ class Handle:
 
 @dataclass(eq=False)
 class Active:
-    """A request in the engine. `context`: its prompt and what it has written; `num_read`: how many of them stand in the
-    cache; `replay`: tokens written before it was preempted, to be read again one by one as they were then."""
+    """A request in the engine. `prompt`: what is read before the first token is written (not a source); `context`: its
+    prompt and what it has written; `num_read`: how many of them stand in the cache; `replay`: tokens written before it
+    was preempted, to be read again one by one as they were then."""
 
     handle: Handle
     number: int  # in the order of arrival
+    prompt: Sequence[int]
     context: list[int]
     written: Continuation
     generator: torch.Generator
@@ -119,13 +128,14 @@ class Active:
         return self.handle.request
 
 
-def activate(handle: Handle, number: int, tokenizer: Tokenizer, room: int) -> Active:
+def activate(handle: Handle, number: int, prompt: Sequence[int], tokenizer: Tokenizer, room: int) -> Active:
     """A request's state at its beginning. Its random numbers are those of generate/streaming.py."""
     request = handle.request
+    written = Continuation(tokenizer, request.sampling.stop, room, request.shown)
     generator = device.torch_rng("generate", request.sampling.seed, " ".join(map(str, request.ids)), request.sample)
-    return Active(handle, number, list(request.ids), Continuation(tokenizer, request.sampling.stop, room), generator)
+    return Active(handle, number, prompt, list(prompt), written, generator)
 
 
 def new_tokens(active: Active) -> Sequence[int]:
     """What it has written so far."""
-    return active.context[len(active.request.ids) :]
+    return active.context[len(active.prompt) :]

@@ -18,6 +18,14 @@ SMALLEST = 128  # tokens
 Layers = dict[int, tuple[Tensor, Tensor]]  # layer → keys, values
 
 
+def largest(budget_tokens: int) -> int:
+    """The capacity of the largest slot that a budget allows."""
+    capacity = SMALLEST
+    while 2 * capacity <= budget_tokens:
+        capacity *= 2
+    return capacity
+
+
 @dataclass
 class Pool:
     """The slots of one capacity: `owners[row]` has the row; layers: [size, K, capacity, H] each."""
@@ -66,7 +74,7 @@ class Slots:
 
     @property
     def used_tokens(self) -> int:
-        return sum(pool.capacity * len(pool.owners) for pool in self.pools.values())
+        return sum(pool.capacity * len(pool.owners) for pool in list(self.pools.values()))  # asked from other threads
 
     def admit(self, owner: Hashable, num_tokens: int) -> bool:
         """A slot for a row of so many tokens; False where the budget does not allow it."""
@@ -143,3 +151,8 @@ def staging(num_tokens: int, layer: int, layers: Layers, like_KH: Tensor) -> tup
         shape = (like_KH.shape[0], num_tokens, like_KH.shape[1])
         layers[layer] = (torch.zeros(shape, dtype=like_KH.dtype), torch.zeros(shape, dtype=like_KH.dtype))
     return layers[layer]
+
+
+def bytes_of_token(layers: Layers) -> int:
+    """Of the keys and values of one token, over all layers; layers: [K, S, H] each."""
+    return sum(each.shape[0] * each.shape[2] * each.element_size() for pair in layers.values() for each in pair)

@@ -16,7 +16,7 @@ from typing import Any
 from wenmo.metrics import Estimate, answer_scores, difference_in_groups, mean_in_groups
 from wenmo.tasks import Task
 from wenmo.tasks.answers import accepted_answers
-from wenmo.text.words import HAN
+from wenmo.text.words import HAN, units
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -24,18 +24,12 @@ LONGEST = 3  # n-grams of one to three units
 K1, B = 1.2, 0.75  # of BM25, as usual
 
 _SENTENCE = re.compile(r"[^。！？!?；;\n]*?(?:[。！？!?；;]+[」』”’\"]*|\.(?=\s)|\n|$)", re.DOTALL)
-_UNIT = re.compile(rf"[{HAN}]|[^\W_{HAN}]+")
 
 
 def sentences(text: str) -> list[str]:
     """The sentences of a text, Chinese or English, without the spaces around them; at least one."""
     found = [piece for match in _SENTENCE.finditer(text) if (piece := match[0].strip())]
     return found or [text]
-
-
-def units(text: str) -> list[str]:
-    """A Han character is a unit, and so is a word or number of other letters; in lower case."""
-    return _UNIT.findall(text.lower())
 
 
 def by_overlap(question: str, context: str) -> str:

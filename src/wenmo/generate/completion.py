@@ -61,11 +61,13 @@ def logprob_of(log_probabilities_V: Tensor, id: int, num_alternatives: int) -> L
 class Continuation:
     """The text of one continuation: its ids, what of it was shown, and whether a stop string has come.
 
-    `room`: the number of tokens after which it ends anyway.
+    `room`: the number of tokens after which it ends anyway. `shown`: control ids that stand in the text as they are
+    written.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], room: int) -> None:
-        self.decoder, self.stops, self.room = tokenizer.stream(), stops, room
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str], room: int,
+                 shown: frozenset[int] = frozenset()) -> None:
+        self.decoder, self.stops, self.room = tokenizer.stream(shown=shown), stops, room
         self.ids: list[int] = []
         self.text, self.shown = "", 0
         self.reason: Reason | None = None

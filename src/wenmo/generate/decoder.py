@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wenmo.errors import NumericsError, UsageError, say
+from wenmo.errors import UsageError, say
+from wenmo.generate.sampling import no_numbers
 from wenmo.models import LanguageModel, logits
 from wenmo.nn.attend import Cache
 from wenmo.nn.cross import Memory
@@ -56,10 +57,7 @@ class Decoder:
             last_B = (torch.tensor(counts).cumsum(0) - 1).to(self.device)
             scores_BV = logits(self.model, hidden_MD[last_B]).cpu()
         if scores_BV.isnan().any():
-            raise NumericsError(
-                say("the model's scores are not numbers (NaN)", "模型输出的分数不是数（NaN）"),
-                mend=say("its weights are damaged, or its training diverged: use an earlier checkpoint",
-                         "权重已损坏或训练已发散：请使用更早的检查点"))
+            raise no_numbers()
         return scores_BV
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -44,7 +44,8 @@ _OF_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map
 _WITHOUT_JSON = ("source.spm", "vocab.json", "spiece.model")  # tokenizers of older translation models and T5s
 _OF_MODELS = (*_OF_TOKENIZERS, "config.json", "generation_config.json", "wenmo.json", "sentence_bert_config.json",
               "1_Pooling/config.json", "adapter_config.json", "adapter_model.safetensors")
-_WHOLE, _SHARDS = ("model.safetensors",), ("model.safetensors.index.json", "model-*-of-*.safetensors")
+_WHOLE = ("model.safetensors", "quantized.safetensors")
+_SHARDS = ("model.safetensors.index.json", "model-*-of-*.safetensors")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 

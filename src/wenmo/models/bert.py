@@ -19,7 +19,7 @@ from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.initialisation import initialise_normal
-from wenmo.nn.linear import Linear
+from wenmo.nn.linear import Linear, project
 from wenmo.nn.norm import LayerNorm
 from wenmo.nn.padding import positions_of, starts_of
 from wenmo.nn.taps import Taps, tap
@@ -78,6 +78,8 @@ class _Embeddings(nn.Module):
 
 
 class _SelfAttention(nn.Module):
+    together: ClassVar = (("query", "key", "value"),)  # maps of the same input
+
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
         self.query = Linear(config.hidden_size, config.hidden_size)
@@ -111,10 +113,9 @@ class _Layer(nn.Module):
 
     def forward(self, hidden_MD: Tensor, attend: Attend) -> Tensor:
         heads = (hidden_MD.shape[0], self.num_heads, -1)
-        project: Any = self.attention["self"]
-        attended_MNH = attend(
-            self.index, project.query(hidden_MD).view(heads), project.key(hidden_MD).view(heads),
-            project.value(hidden_MD).view(heads))
+        own: Any = self.attention["self"]
+        q_MD, k_MD, v_MD = project(hidden_MD, (own.query, own.key, own.value))
+        attended_MNH = attend(self.index, q_MD.reshape(heads), k_MD.reshape(heads), v_MD.reshape(heads))
         hidden_MD = self.attention["output"](attended_MNH.flatten(1), hidden_MD)
         out: Tensor = self.output(self.activation(self.intermediate["dense"](hidden_MD)), hidden_MD)
         return out

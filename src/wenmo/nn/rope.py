@@ -89,7 +89,7 @@ class Rope:
             self.attention_factor = self._longrope_attention_factor(scaling)
 
     def cos_sin(self, positions_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """[M, 1, H] each, computed in fp32, given in `dtype`; the sines of the first half with a minus (see `rotate`)."""
+        """[M, 1, H] each, computed in fp32, in `dtype`; the sines of the first half with a minus (see `rotate`)."""
         frequencies_X = self._frequencies_for(positions_M).to(positions_M.device)
         angle_MX = positions_M[:, None].float() * frequencies_X
         cos_MX, sin_MX = angle_MX.cos() * self.attention_factor, angle_MX.sin() * self.attention_factor

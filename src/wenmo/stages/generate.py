@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,8 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from wenmo.config import parse
-from wenmo.engine import Event, Format, FormatOrAuto, Handle, Request, chosen_format
-from wenmo.errors import UsageError, say
+from wenmo.engine import Event, Format, FormatOrAuto, Handle, Request, chosen_format, shapes
+from wenmo.engine.shapes import Shape
+from wenmo.errors import DataError, UsageError, say
 from wenmo.generate import Completion, Sampling
 from wenmo.loaded import Loaded, load
 
@@ -23,24 +26,26 @@ _log = logging.getLogger(__name__)
 
 
 def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *, chat: bool = False,
-             threads: int | None = None, format: FormatOrAuto = "fp32", streaming: bool = True) -> dict[str, Any]:
+             threads: int | None = None, format: FormatOrAuto = "fp32", streaming: bool = True,
+             shape: Shape | None = None) -> dict[str, Any]:
     """All completions: {"model", "completions": [{"prompt", "sample", "text", "tokens", "reason"}],
     "tokens_per_second"}; with "score" where beams were searched, and "logprobs" where asked for.
 
     All of them are written together by the engine, and shown in order. Beams, and encoder–decoders, which read a prompt
-    as their source, are the plain reference's (generate/). Raises UsageError for a format that it does not have.
+    as their source, are the plain reference's (generate/). Raises UsageError for a format that it does not have, and
+    for a `shape`, which the engine holds each text to.
     """
     settings = parse(Sampling, sampling, say("the command line", "命令行"))
     loaded = load(model, device="cpu", threads=threads)
     asked = [loaded.chat_ids([{"role": "user", "content": prompt}]) if chat else loaded.prompt_ids(prompt)
              for prompt in prompts]
     began = time.perf_counter()
-    if _plain(loaded, settings, format):
-        done = loaded.complete(asked, **settings.model_dump())
-        events = iter([[iter([Event(each.text, completion=each, outcome=each.reason)]) for each in some]
-                       for some in done])
+    events: Iterator[list[Iterator[Event]]]
+    if _plain(loaded, settings, format, shape):
+        events = ([iter([Event(each.text, completion=each)]) for each in some]
+                  for some in loaded.complete(asked, **settings.model_dump()))
     else:
-        events = _engine_events(loaded, asked, settings, chosen_format(format))
+        events = _engine_events(loaded, asked, settings, chosen_format(format, loaded.stored_format), shape)
     continues = not chat and "seq2seq_lm" not in loaded.model.heads
     completions, tokens = [], 0
     for prompt, samples in zip(prompts, events, strict=True):
@@ -56,26 +61,49 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
     return {"model": model, "completions": completions, "tokens_per_second": round(speed, 2)}
 
 
-def _plain(loaded: Loaded, settings: Sampling, format: FormatOrAuto) -> bool:
+def shape_of(json_schema: Path | None, regex: str | None, choices: str | None) -> Shape | None:
+    """What the command line asks the texts to look like: JSON of the schema in a file, a pattern, or one of the texts
+    between the commas. Raises UsageError for more than one, DataError for a file that holds no schema."""
+    if sum(each is not None for each in (json_schema, regex, choices)) > 1:
+        raise UsageError(say("a text can be held to one shape only", "文本只能遵守一种格式"),
+                         where="--json-schema, --regex, --choices", mend=say("give one of them", "请只给出其一"))
+    if json_schema is not None:
+        try:
+            return shapes.json_schema(json.loads(json_schema.read_text(encoding="utf-8")))
+        except (OSError, ValueError, RecursionError) as error:
+            if isinstance(error, DataError):
+                raise
+            raise DataError(say("cannot read the schema", "无法读取模式"), where=f"{json_schema}: {error}",
+                            mend=say("give a JSON file", "请给出 JSON 文件")) from error
+    if regex is not None:
+        return shapes.regex(regex)
+    return None if choices is None else shapes.choice([text for text in choices.split(",") if text])
+
+
+def _plain(loaded: Loaded, settings: Sampling, format: FormatOrAuto, shape: Shape | None) -> bool:
     """Whether the plain reference is to write."""
-    if settings.num_beams == 1 and "seq2seq_lm" not in loaded.model.heads:
+    if settings.num_beams == 1:
         return False
     if format not in ("auto", "fp32"):
-        raise UsageError(say("beams and encoder–decoders are computed in fp32", "集束搜索与编码器–解码器以 fp32 计算"),
+        raise UsageError(say("beams are computed in fp32", "集束搜索以 fp32 计算"),
                          where=f"format {format}", mend=say("leave the format out", "请不要给出格式"))
+    if shape is not None:
+        raise UsageError(say("beams cannot be held to a shape", "集束搜索无法遵守格式"),
+                         where=shape.kind, mend=say("leave it out", "请不要给出格式要求"))
     return True
 
 
 def _engine_events(loaded: Loaded, asked: Sequence[Sequence[int]], settings: Sampling,
-                   format: Format) -> Iterator[list[Iterator[Event]]]:
+                   format: Format, shape: Shape | None) -> Iterator[list[Iterator[Event]]]:
     """For each prompt the events of its samples, in order; all are written at once. What is left when who reads them
     stops is cancelled."""
     engine = loaded.engine({"format": format}).start()
     handles: list[list[Handle]] = []
     try:
         for ids in asked:
-            handles.append([engine.submit(Request(tuple(ids), settings, sample))
-                            for sample in range(settings.num_sequences)])
+            handles.append([engine.submit(Request(
+                tuple(ids), settings, sample, constraint=None if shape is None else engine.constraint(shape)))
+                for sample in range(settings.num_sequences)])
         for some in handles:
             yield [iter(handle) for handle in some]
     finally:

@@ -28,7 +28,7 @@ def merge_into(reference: str, out: Path, heads: CustomHeads | None = None) -> d
         raise ModelError(say("this is no adapter: there is nothing to merge", "这不是适配器：没有可合并的内容"),
                          where=reference, mend=say("it is a whole model already, and can be used as it is",
                                                    "它已是完整的模型，可直接使用"))
-    _refuse_other_things(out)
+    refuse_other_things(out)
     base = opened.base
     before = _difference(opened, reference)
     merge(opened)
@@ -54,7 +54,7 @@ def _difference(opened: Opened, where: str) -> float | None:
     return golden.check(opened.model, opened.tokenizer, entries, where)
 
 
-def _refuse_other_things(out: Path) -> None:
+def refuse_other_things(out: Path) -> None:
     """UsageError unless the folder is new, empty, or holds a model alone, which is then replaced."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return

@@ -310,7 +310,7 @@ def existing_tokenizer(reference: From) -> Tokenizer:
     return Tokenizer.load(path if (path / "tokenizer.json").exists() else locate(reference.reference))
 
 
-_MODEL_FILES = ("config.json", "model.safetensors", "tokenizer.json", "adapter_config.json",
+_MODEL_FILES = ("config.json", "model.safetensors", "quantized.safetensors", "tokenizer.json", "adapter_config.json",
                 "adapter_model.safetensors")
 
 

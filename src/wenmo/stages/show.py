@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +14,11 @@ from rich.text import Text
 from wenmo.data.sequence import Sequence, collate
 from wenmo.errors import say
 from wenmo.loaded import Loaded, load
+from wenmo.modeldir import QUANTIZATION
 from wenmo.models import logits
+from wenmo.nn.quantized import num_weights, weight_shapes
 from wenmo.objectives import hidden_of
+from wenmo.training import cost
 
 TOP = 5
 
@@ -71,8 +75,7 @@ def show(reference: str, text: str | None = None) -> Shown:
     """Everything that the model folder tells, and the model's view of a text. Raises ModelError."""
     loaded = load(reference)
     model, card = loaded.model, loaded.opened.card
-    parameters = dict(model.named_parameters())
-    total = sum(parameter.numel() for parameter in parameters.values())
+    total = num_weights(model)
     config = model.config
     facts: dict[str, Any] = {
         "model": reference, "architecture": config.model_type, "heads": ", ".join(model.heads) or "-",
@@ -80,26 +83,29 @@ def show(reference: str, text: str | None = None) -> Shown:
         "memory_bf16_bytes": 2 * total, "width": config.width, "max_tokens": config.max_tokens,
         "vocab_size": config.vocab_size,
     }
-    for name in ("languages", "lineage", "scores"):
+    for name in ("languages", QUANTIZATION, "lineage", "scores"):
         if card.get(name):
             facts[name] = card[name]
+    spent = {} if loaded.opened.folder is None else cost.read(loaded.opened.folder.parent)
+    if spent:  # the model of a Run: what the run cost, beside what it was expected to
+        facts["cost"] = spent
     labels = [task["labels"] for task in card.get("tasks", {}).values() if task.get("labels")]
     if labels:
         facts["labels"] = ", ".join(labels[0])
     difference = loaded.check()
     if difference is not None:
         facts["golden"] = {"prompts": len(card["golden"]), "largest_difference": difference}
-    return Shown(facts, _groups(parameters), [] if text is None else _tokens(loaded, text))
+    return Shown(facts, _groups(weight_shapes(model)), [] if text is None else _tokens(loaded, text))
 
 
-def _groups(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+def _groups(shapes: Mapping[str, torch.Size]) -> list[dict[str, Any]]:
     """Parameters of all layers under one name: layers.*.mlp.up_proj.weight, its shape, how many there are."""
     groups: dict[tuple[str, tuple[int, ...]], int] = {}
-    for name, parameter in parameters.items():
+    for name, shape in shapes.items():
         general = ".".join("*" if part.isdigit() else part for part in name.split("."))
-        groups[general, tuple(parameter.shape)] = groups.get((general, tuple(parameter.shape)), 0) + 1
-    return [{"name": name, "shape": list(shape), "count": count, "total": count * int(torch.tensor(shape).prod())}
-            for (name, shape), count in groups.items()]
+        groups[general, tuple(shape)] = groups.get((general, tuple(shape)), 0) + 1
+    return [{"name": name, "shape": list(size), "count": count, "total": count * int(torch.tensor(size).prod())}
+            for (name, size), count in groups.items()]
 
 
 def _tokens(loaded: Loaded, text: str) -> list[dict[str, Any]]:

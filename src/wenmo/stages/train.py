@@ -39,7 +39,7 @@ from wenmo.tasks import CustomTasks, Task, cards_of
 from wenmo.tasks.chat import Chat
 from wenmo.tasks.language_modeling import document_start
 from wenmo.text.languages import SAMPLE_TEXTS, language_shares
-from wenmo.training import checkpoint, optimizer
+from wenmo.training import checkpoint, cost, optimizer
 from wenmo.training.average import Average
 from wenmo.training.best import Best, BestSettings
 from wenmo.training.groups import trainable
@@ -145,6 +145,9 @@ class _Training:
         self.average = None if settings.ema is None else Average(self.model, settings.ema)
         self.best = Best(settings.best or BestSettings())
         self.tokens = 0
+        self.step_seconds: list[float] = []  # of this process, until a forecast is made of them
+        self.evaluation_seconds: list[float] = []
+        self.earlier = {"seconds": 0.0, "peak_memory_bytes": 0}  # what processes before this one cost
         self.metrics: dict[str, float] = {}  # of the evaluation whose weights are kept
         self.choose: Examples | None = None
         if rows.choose:
@@ -185,6 +188,7 @@ class _Training:
             found = first_batch(*measuring)
             named = all(name in found for name in settings.best.names)  # else the batch may have no row of a task
             Best(settings.best).see(0, found if named else validate(*measuring))
+        start_seconds = time.monotonic() - self.began
         results = steps(self.model, self.optimizer, self.objective, self.loader.batches,
                         lr_factor=self.rates.factor, total_steps=self.total_steps, settings=settings, device=self.on,
                         seed=self.recipe.seed, start_step=start, frozen=self.frozen)
@@ -196,6 +200,10 @@ class _Training:
                 if self.average is not None and not result.skipped:
                     self.average.update(step)
                 progress.show(result)
+                if start == 0 and step <= cost.FORECAST_STEPS:
+                    self.step_seconds.append(result.seconds)
+                    if step == cost.FORECAST_STEPS:
+                        self._forecast(start_seconds)
                 last = step == self.total_steps
                 if step % settings.log_every == 0 or last or step == 1:
                     self._log_step(result)
@@ -211,6 +219,26 @@ class _Training:
         self._finish(step)
         return self._trained(step)
 
+    def _forecast(self, start_seconds: float) -> None:
+        """Written down once, to stand beside what the run will have cost. An evaluation that has not been seen yet is
+        reckoned as a third of the steps that would read as much: forward alone."""
+        one = sum(self.evaluation_seconds) / max(1, len(self.evaluation_seconds))
+        if self.choose is not None and not self.evaluation_seconds:
+            one = float(self.choose.lengths(0).sum()) * sum(self.step_seconds) / max(1, self.tokens) / 3
+        times = -(-self.total_steps // self.evaluate_every) if self.choose is not None else 0
+        found = cost.expected(self.step_seconds, self.total_steps, start_seconds, times * one,
+                              machine.peak_memory_bytes(self.on.device))
+        cost.write(self.run.folder, "forecast", found)
+        minutes = [found[name] / 60 for name in ("low", "high")]
+        _log.info(say(f"about {minutes[0]:.1f} to {minutes[1]:.1f} minutes in all",
+                      f"全程约 {minutes[0]:.1f} 至 {minutes[1]:.1f} 分钟"))
+
+    def _cost(self) -> dict[str, Any]:
+        """So far, processes before this one included."""
+        return {"seconds": round(self.earlier["seconds"] + time.monotonic() - self.began, 1),
+                "peak_memory_bytes": max(int(self.earlier["peak_memory_bytes"]),
+                                         machine.peak_memory_bytes(self.on.device))}
+
     def _resume(self) -> int:
         """The number of steps done: 0 in a new run, else those of the last checkpoint, whose state is put back."""
         found = checkpoint.latest(self.run.checkpoints)
@@ -224,6 +252,7 @@ class _Training:
         checkpoint.prune(self.run.checkpoints, self.recipe.train.keep, set())  # a kill may have come between
         self.run.rewind(saved.step)
         self.tokens = int(saved.state["tokens"])
+        self.earlier = dict(saved.state.get("cost", self.earlier))
         self.best = Best(self.recipe.train.best or BestSettings(), saved.state["best"])
         self.metrics = dict(saved.state["metrics"])
         _log.info(say(f"goes on from step {saved.step} of {self.total_steps}",
@@ -266,8 +295,10 @@ class _Training:
 
     def _evaluate(self, step: int) -> None:
         assert self.choose is not None
+        began = time.perf_counter()
         with self._averaged():
             self._evaluate_weights(step, self.choose)
+        self.evaluation_seconds.append(time.perf_counter() - began)
 
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """Inside it the model has the weights that are validated and kept: the averaged ones, where there are any."""
@@ -302,7 +333,8 @@ class _Training:
 
     def _save(self, step: int, *, finished: bool) -> None:
         state = {"tokens": self.tokens, "best": self.best.to_dict(), "metrics": self.metrics, "finished": finished,
-                 "tokenizer": self.task.tokenizer.sha256, "rates": self.rates.model_dump(mode="json")}
+                 "tokenizer": self.task.tokenizer.sha256, "rates": self.rates.model_dump(mode="json"),
+                 "cost": self._cost()}
         write_model = partial(write_into, opened=self.opened)
         checkpoint.save(self.run.checkpoints, step, write_model, self.optimizer, self.model, state,
                         self.average)
@@ -325,6 +357,7 @@ class _Training:
         modeldir.exact_base(self.opened)
         self._tune()
         card["golden"] = golden.record(self.model, self.task.tokenizer)
+        cost.write(self.run.folder, "actual", self._cost())  # before the model: a run that has one is finished
         save_model(self.run.model, self.opened)
         shutil.rmtree(self.run.folder / "best", ignore_errors=True)
         _log.info(say("the model is in ", "模型在 ") + str(self.run.model))

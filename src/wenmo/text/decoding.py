@@ -8,6 +8,7 @@ their bytes; all others by their own decoder, asked about the newest piece and t
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 
@@ -29,6 +30,34 @@ def byte_pieces(tokenizer: tokenizers.Tokenizer) -> list[bytes]:
         spelt = [BYTE_OF_CHARACTER.get(character, -1) for character in piece]
         pieces[id] = piece.encode() if id in added or -1 in spelt else bytes(spelt)
     return pieces
+
+
+def added_bytes(tokenizer: tokenizers.Tokenizer, skipped: frozenset[int]) -> tuple[list[bytes], list[bytes]]:
+    """What each id of any vocabulary adds, in bytes, to a text that has begun, and what a text begins with where it
+    comes first: a decoder may leave a space out there. Empty where that depends on what else stands beside it, and for
+    those to be skipped."""
+    size = 1 + max(tokenizer.get_vocab().values(), default=-1)
+    pieces = {id: piece for piece, id in tokenizer.get_vocab().items() if id not in skipped}
+    decode = functools.partial(tokenizer.decode_batch, skip_special_tokens=False)
+    plain = (id for id, piece in sorted(pieces.items()) if piece[-1:].isalnum() and piece.isascii()
+             and not _FALLBACK_BYTE.fullmatch(piece))
+    beside = next(plain, None)
+    first, later = [b""] * size, [b""] * size
+    if beside is None:
+        return later, first
+    [alone, twice] = decode([[beside], [beside, beside]])
+    again = twice[len(alone):]
+    ids = list(pieces)
+    asked = decode([[id] for id in ids]), decode([[beside, id] for id in ids]), decode([[beside, id, beside]
+                                                                                       for id in ids])
+    for id, begun, followed, between in zip(ids, *asked, strict=True):
+        added = followed[len(alone):]
+        if _FALLBACK_BYTE.fullmatch(pieces[id]):
+            byte = bytes([int(pieces[id][3:5], 16)])
+            first[id], later[id] = begun.encode() if byte.isascii() else byte, byte
+        elif between == alone + added + again and "\ufffd" not in added:
+            first[id], later[id] = begun.encode(), added.encode()
+    return later, first
 
 
 class ByteStream:

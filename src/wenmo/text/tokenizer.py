@@ -23,7 +23,7 @@ import tokenizers
 
 from wenmo.errors import DataError, TokenizerError, say
 from wenmo.files import write_atomic, write_json
-from wenmo.text.decoding import ByteStream, PieceStream, Stream, byte_pieces, without
+from wenmo.text.decoding import ByteStream, PieceStream, Stream, added_bytes, byte_pieces, without
 from wenmo.text.tokenizer_files import follow_configuration, names_of_roles, read_folder
 from wenmo.text.twin import make_twin
 
@@ -177,9 +177,10 @@ class Tokenizer:
             return b"".join(known).decode("utf-8", "replace")
         return self._full.decode(without(ids, skipped), skip_special_tokens=False)
 
-    def stream(self, *, keep_control: bool = False) -> Stream:
-        """For ids that come one by one: `push(id)` and `finish()` give text that joins to `decode` of all."""
-        skipped = frozenset[int]() if keep_control else self._special_ids
+    def stream(self, *, keep_control: bool = False, shown: frozenset[int] = frozenset()) -> Stream:
+        """For ids that come one by one: `push(id)` and `finish()` give text that joins to `decode` of all. `shown`:
+        special tokens that are shown all the same."""
+        skipped = frozenset[int]() if keep_control else self._special_ids - shown
         if self._byte_level:
             return ByteStream(self._bytes, skipped)
         decode = functools.partial(self._full.decode, skip_special_tokens=False)
@@ -191,8 +192,20 @@ class Tokenizer:
             return self._bytes[id].decode("utf-8", "backslashreplace")
         return self._piece(id) or ""
 
+    def token_bytes(self, id: int) -> bytes:
+        """The bytes that one id stands for; where the vocabulary is of characters, those of how it is shown."""
+        return self._bytes[id] if self._byte_level and 0 <= id < len(self._bytes) else self.token(id).encode()
+
     def _piece(self, id: int) -> str | None:
         return self._full.id_to_token(id) if id >= 0 else None
+
+    def added_bytes(self) -> tuple[list[bytes], list[bytes]]:
+        """For each id the bytes that it adds to a text that has begun, and those that a text begins with where it comes
+        first. Empty for special tokens, and where a neighbour could change them."""
+        if self._byte_level:
+            pieces = [b"" if id in self._special_ids else piece for id, piece in enumerate(self._bytes)]
+            return pieces, pieces
+        return added_bytes(self._full, self._special_ids)
 
     @functools.cached_property
     def _bytes(self) -> list[bytes]:

@@ -1,0 +1,105 @@
+"""A loaded model at work: its engine, if it writes text, and its batcher for all else.
+
+In: a reference. Out: `Served`, whose methods may be awaited by many requests at once. It says what memory it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from wenmo import loaded
+from wenmo.engine import Engine, EngineSettings
+from wenmo.engine.batcher import Batcher, BatcherSettings
+from wenmo.engine.memory import bytes_of
+from wenmo.engine.packed import Format, pack
+from wenmo.errors import DataError
+from wenmo.hub.fetch import is_reference
+from wenmo.loaded import Asked, Loaded, decoded
+from wenmo.locate import locate
+from wenmo.modeldir import base_below
+from wenmo.tasks import Task
+
+T = TypeVar("T")
+_VECTORS = ("vectors",)  # the group of rows that become vectors; a task's is its name
+
+
+class Served:
+    """`engine` is started, and None for a model that writes no text. `base`: the model below an adapter."""
+
+    def __init__(self, name: str, reference: str, base: Served | None, engine: EngineSettings, encoder_format: Format,
+                 batches: BatcherSettings, load_options: Mapping[str, Any]) -> None:
+        self.name, self.folder = name, locate(reference)
+        below = None if base is None else base.loaded
+        self.loaded: Loaded = loaded.load(reference, device="cpu", base=below, **load_options)
+        self.engine: Engine | None = None
+        if self.loaded.opened.tokenizer is not None and {"causal_lm", "seq2seq_lm"} & set(self.loaded.model.heads):
+            self.engine = self.loaded.engine(engine).start()
+            if base is not None and base.engine is not None:
+                self.engine.runner.share_head(base.engine.runner)
+        elif encoder_format != "fp32":
+            pack(self.loaded.model, encoder_format)
+        self.parts = bytes_of(self.loaded.model, self.engine)
+        shared: Mapping[int, int] = {} if base is None else base.parts
+        self.num_bytes = sum(number for part, number in self.parts.items() if part not in shared)
+        self.batcher = Batcher(self._forward, batches, name)
+        self._tasks: dict[str | None, Task] = {}
+
+    async def predict(self, rows: Sequence[Mapping[str, Any] | str], task: str | None = None,
+                      ) -> list[dict[str, Any] | DataError]:
+        """The task's answer to each row, put together with those of other requests; a row that cannot be answered has
+        its DataError there. Raises ModelError for a task that the model does not have, BatcherFull."""
+        if task not in self._tasks:
+            self._tasks[task] = self.loaded.task(task)
+        chosen = self._tasks[task]
+        asked = await asyncio.to_thread(self.loaded.asked, rows, chosen)
+        good = [row for row in asked if isinstance(row, Asked)]
+        future = self.batcher.submit(("task", task), good, [row.num_tokens for row in good])
+        answered: list[Any] = await asyncio.wrap_future(future)
+        answers = iter(answered)
+        return [row if isinstance(row, DataError) else next(answers) for row in asked]
+
+    async def embed(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
+        """`Loaded.embed`, put together with other requests: [number of texts, D]."""
+        read = await asyncio.to_thread(self.loaded.texts_to_embed, texts, prompt)
+        found = await asyncio.wrap_future(self.batcher.submit(_VECTORS, read, [len(each) for each in read]))
+        return np.stack(found) if found else self.loaded.vectors([])
+
+    async def run(self, work: Callable[[Loaded], T]) -> T:
+        """Anything else that a loaded model can do, in its turn and alone."""
+        future = self.batcher.submit(work, [None], [self.batcher.settings.batch_tokens])
+        return cast(T, (await asyncio.wrap_future(future))[0])
+
+    def _forward(self, group: Any, rows: list[Any]) -> Sequence[Any]:
+        if callable(group):
+            return [group(self.loaded) for _ in rows]
+        if group == _VECTORS:
+            return list(self.loaded.vectors(rows))
+        task = self._tasks[group[1]]
+        return [decoded(task, answered) for answered in self.loaded.answer(rows, task)]
+
+    def close(self) -> None:
+        """Once what was asked for is done."""
+        self.batcher.close()
+        if self.engine is not None:
+            self.engine.close()
+
+
+def base_of(reference: str) -> Path | None:
+    """Where the base of an adapter lies that can be shared; None for a whole model."""
+    return base_below(locate(reference))
+
+
+def same_place(reference: str, path: Path) -> bool:
+    """Whether a reference names the model that lies there; a hub is not asked."""
+    return not is_reference(reference) and locate(reference).resolve() == path.resolve()
+
+
+def stored_bytes(path: Path) -> int:
+    """Of a model's weights on the disk: about what they will take."""
+    files = [path] if path.is_file() else [*path.glob("*.safetensors")]
+    return sum(file.stat().st_size for file in files)

@@ -1,0 +1,285 @@
+"""Several models under one budget of memory: loaded when asked for, given up when idle, never while in use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from oracle import theirs
+from wenmo import loaded
+from wenmo.config import parse
+from wenmo.engine import EngineSettings, Request
+from wenmo.engine.batcher import BatcherSettings
+from wenmo.engine.packed import Format
+from wenmo.errors import DataError, ModelError, UsageError
+from wenmo.generate import Sampling
+from wenmo.modeldir import adapt, open_model, save_model
+from wenmo.models.lora import LoraSettings
+from wenmo.serve.models import Models, ModelsBusy, ModelsSettings, UnknownModel
+from wenmo.text import tokenizer_training
+from wenmo.text.tokenizer_training import TokenizerSettings
+
+TEXTS = ["春天来了，天气渐渐暖和起来。", "好", "The days are getting longer.", "not good", "很差，不会再来。" * 3]
+ENGINE = EngineSettings(cache_tokens=512, prefix_tokens=128)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    base, found = tmp_path_factory.mktemp("models"), {}
+    words = tokenizer_training.train(TEXTS, TokenizerSettings(type="wordpiece", vocab_size=200, min_frequency=1))
+    pairs = tokenizer_training.train(TEXTS, TokenizerSettings(vocab_size=330))
+    for name, hf_class, tokenizer, changes in (
+            ("classes", "BertForSequenceClassification", words, {"id2label": {0: "差", 1: "中", 2: "好"}}),
+            ("tags", "BertForTokenClassification", words, {"num_labels": 3}),
+            ("body", "BertModel", words, {}),
+            ("writer", "LlamaForCausalLM", pairs, {}),
+            ("translator", "T5ForConditionalGeneration", pairs, {})):
+        theirs(hf_class, vocab_size=330, pad_token_id=0, **changes).save_pretrained(base / name)
+        tokenizer.save(base / name)
+        found[name] = str(base / name)
+    return found
+
+
+def run(work: Coroutine[Any, Any, None]) -> None:
+    async def bounded() -> None:
+        await asyncio.wait_for(work, 60)
+
+    asyncio.run(bounded())
+
+
+def models_of(folders: dict[str, str], *names: str, **settings: Any) -> Models:
+    return Models({name: folders[name] for name in names or folders}, ModelsSettings(**settings), ENGINE)
+
+
+def sizes(folders: dict[str, str], *names: str) -> list[int]:
+    found = []
+
+    async def work() -> None:
+        models = models_of(folders, *names)
+        for name in names:
+            await models.load(name)
+            found.append(models.info(name).num_bytes)
+        await models.aclose()
+
+    run(work())
+    return found
+
+
+def alike(a: Any, b: Any) -> None:
+    assert a.keys() == b.keys()
+    for key, value in a.items():
+        if isinstance(value, dict):
+            alike(value, b[key])
+        else:
+            assert value == (pytest.approx(b[key], abs=1e-5) if isinstance(value, float) else b[key])
+
+
+def test_every_kind_is_served_as_it_is_loaded(folders: dict[str, str]) -> None:
+    """Many requests at once, whole and row by row: the answers are those of `wenmo.load`, within 1e-5."""
+    alone = {name: loaded.load(folder, device="cpu") for name, folder in folders.items()}
+    sampling = Sampling(max_new_tokens=8)
+
+    async def work() -> None:
+        models = models_of(folders)
+        assert models.names() == list(folders)
+        async with models.use("classes") as classes, models.use("body") as body, models.use("writer") as writer, \
+                models.use("translator") as translator:
+            assert classes.engine is None
+            rows: list[Any] = [*TEXTS, {"other": 1}, *TEXTS]
+            asked = [classes.predict(rows), *(classes.predict([text]) for text in TEXTS for _ in range(3))]
+            whole, *single = await asyncio.gather(*asked)
+            expected = alone["classes"].answers(rows)
+            for found, theirs_ in zip([*whole, *(each[0] for each in single)],
+                                      [*expected, *(expected[i // 3] for i in range(15))], strict=True):
+                if isinstance(theirs_, DataError):
+                    assert str(found) == str(theirs_)
+                else:
+                    alike(found, theirs_)
+            assert classes.batcher.num_forwards < 8
+            vectors = await asyncio.gather(*(body.embed([text]) for text in TEXTS), body.embed([]))
+            np.testing.assert_allclose(np.concatenate(vectors), alone["body"].embed(TEXTS), atol=1e-5)
+            assert await writer.run(lambda each: each.score(TEXTS[:1])) == pytest.approx(
+                alone["writer"].score(TEXTS[:1]), abs=1e-4)
+            for served in (writer, translator):
+                assert served.engine is not None
+                ids = served.loaded.prompt_ids(TEXTS[0])
+                done = await asyncio.to_thread(served.engine.submit(Request(tuple(ids), sampling)).result)
+                assert done == alone[served.name].complete([ids], max_new_tokens=8)[0][0]
+            with pytest.raises(ModelError):
+                await classes.predict(TEXTS, "no such task")
+        await models.aclose()
+
+    run(work())
+
+
+def test_who_was_used_longest_ago_gives_way(folders: dict[str, str]) -> None:
+    names = ("classes", "tags", "body")
+    one, two, three = sizes(folders, *names)
+
+    async def work() -> None:
+        models = models_of(folders, *names, memory_bytes=one + two + three - 1)
+        for name in ("classes", "tags", "classes", "body"):
+            await models.load(name)
+        assert [models.info(name).state for name in names] == ["ready", "cold", "ready"]
+        assert models.loaded_bytes == one + three
+        async with models.use("classes"):  # in use: it is not this one's turn, though it was used longest ago
+            await models.load("body")
+            await models.load("tags")
+            assert [models.info(name).state for name in names] == ["ready", "ready", "cold"]
+        assert models.stats()["evictions"] == 2
+        await models.aclose()
+        pinned = models_of(folders, *names, memory_bytes=one + two + three - 1, pinned=("classes",))
+        for name in names:
+            await pinned.load(name)
+        assert [pinned.info(name).state for name in names] == ["ready", "cold", "ready"]
+        await pinned.aclose()
+
+    run(work())
+
+
+def test_who_needs_memory_waits_for_it_and_not_for_ever(folders: dict[str, str]) -> None:
+    one, two = sizes(folders, "classes", "tags")
+
+    async def work() -> None:
+        models = models_of(folders, "classes", "tags", memory_bytes=one + two - 1, wait_seconds=0.2)
+        async with models.use("classes") as served:
+            with pytest.raises(ModelsBusy):
+                await models.load("tags")
+            assert len(await served.predict(TEXTS)) == len(TEXTS)
+        patient = models_of(folders, "classes", "tags", memory_bytes=one + two - 1, wait_seconds=30)
+        async with patient.use("classes"):
+            coming = asyncio.create_task(patient.load("tags"))
+            await asyncio.sleep(0.3)
+            assert not coming.done()
+        await coming
+        assert patient.info("classes").state == "cold"
+        with pytest.raises(ModelError, match=r"bytes|字节"):
+            await models_of(folders, "classes", memory_bytes=one - 1).load("classes")
+        await models.aclose()
+        await patient.aclose()
+
+    run(work())
+
+
+def test_a_model_is_loaded_once_for_all_who_ask_and_whoever_leaves(folders: dict[str, str],
+                                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = []
+    original = loaded.load
+    monkeypatch.setattr(loaded, "load", lambda *given, **named: opened.append(given) or original(*given, **named))
+
+    async def work() -> None:
+        models = models_of(folders, "classes")
+        asking = [asyncio.create_task(models.load("classes")) for _ in range(5)]
+        await asyncio.sleep(0)
+        asking[0].cancel()
+        await asyncio.gather(*asking[1:])
+        assert len(opened) == models.stats()["loads"] == 1
+        assert models.info("classes").num_users == 0
+        await models.aclose()
+
+    run(work())
+
+
+def test_what_is_not_there_is_said(folders: dict[str, str], tmp_path: Path) -> None:
+    async def work() -> None:
+        models = Models({"classes": folders["classes"], "gone": str(tmp_path / "gone")})
+        with pytest.raises(UnknownModel) as caught:
+            await models.load("other")
+        assert caught.value.known == ["classes", "gone"]
+        for _ in range(2):  # it is tried again, and holds nobody up
+            with pytest.raises(ModelError):
+                await models.load("gone")
+        assert models.info("gone").state == "failed"
+        await models.load("classes")
+        await models.aclose()
+        with pytest.raises(UsageError):
+            await models.load("classes")
+
+    run(work())
+    with pytest.raises(UsageError, match="other"):
+        Models({}, ModelsSettings(pinned=("other",)))
+
+
+def test_encoders_in_eight_bits_answer_alike(folders: dict[str, str]) -> None:
+    """Random weights leave classes close to each other; the probabilities move by little."""
+    alone = loaded.load(folders["classes"], device="cpu")
+
+    async def work() -> None:
+        models = models_of(folders, "classes", encoder_format="int8", batches=BatcherSettings(max_wait_ms=0))
+        async with models.use("classes") as served:
+            eight = np.array([list(each["scores"].values()) for each in await served.predict(TEXTS)])
+        exact = np.array([list(each["scores"].values()) for each in alone.predict(TEXTS)])
+        assert np.abs(eight - exact).max() < 0.05
+        assert np.abs(eight - exact).max() > 0
+        await models.aclose()
+
+    run(work())
+    assert torch.get_num_threads() >= 1
+
+
+# Adapters ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def adapters(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Two over the writer, of other maps; two over the encoder, with heads of their own, one of them with DoRA."""
+    base, found = tmp_path_factory.mktemp("adapters"), {}
+    for seed, (name, below, heads, given) in enumerate((
+            ("one", "writer", None, {"rank": 4}),
+            ("two", "writer", None, {"rank": 2, "targets": ["q_proj", "v_proj", "down_proj"]}),
+            ("moods", "body", {"classification": 3}, {"rank": 4}),
+            ("magnitudes", "body", {"classification": 2}, {"rank": 4, "dora": True}))):
+        opened = open_model(folders[below], heads=heads, seed=seed)
+        if heads:
+            labels = ["a", "b", "c"][: heads["classification"]]
+            card = {"type": "classification", "labels": labels, "lengths": {"max_tokens": 32}}
+            opened.card["tasks"] = {"moods": card}
+        adapt(opened, parse(LoraSettings, given, "test"), folders[below], {}, seed)
+        for parameter_name, parameter in opened.model.named_parameters():
+            if "lora_" in parameter_name and "magnitude" not in parameter_name:
+                parameter.data.normal_(0.0, 0.2, generator=torch.Generator().manual_seed(seed))
+        save_model(base / name, opened)
+        found[name] = str(base / name)
+    return found
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16", "int8"])
+def test_adapters_share_their_base(format: Format, folders: dict[str, str], adapters: dict[str, str]) -> None:
+    """They answer as merged ones do, and take little memory of their own; their base stays as long as they do."""
+    sampling = Sampling(max_new_tokens=12)
+    references = {**adapters, "writer": folders["writer"]}
+
+    async def work() -> None:
+        models = Models(references, ModelsSettings(encoder_format="int8" if format == "int8" else "fp32"),
+                        ENGINE.model_copy(update={"format": format}))
+        for name in ("one", "writer", "two"):
+            async with models.use(name) as served:
+                assert served.engine is not None
+                asked = [served.loaded.prompt_ids(text) for text in TEXTS]
+                requests = [Request(tuple(ids), sampling) for ids in asked]
+                done = await asyncio.to_thread(served.engine.generate, requests)
+                alone = [await asyncio.to_thread(served.engine.submit(each).result) for each in requests]
+                assert done == alone
+                if format == "fp32":
+                    merged = loaded.load(references[name], device="cpu").complete(asked, max_new_tokens=12)
+                    assert [each.ids for each in done] == [each.ids for [each] in merged]
+        writer = models.info("writer").num_bytes
+        cache = models.loaded()["writer"].engine.cache_bytes
+        for name in ("one", "two"):
+            assert models.info(name).num_bytes - cache < (writer - cache) / 3
+        assert models.info("writer").num_users == 2
+        async with models.use("moods") as moods, models.use("magnitudes") as magnitudes:
+            for served in (moods, magnitudes):
+                exact = loaded.load(adapters[served.name], device="cpu").predict(TEXTS)
+                for ours, theirs_ in zip(await served.predict(TEXTS), exact, strict=True):
+                    assert ours["scores"] == pytest.approx(theirs_["scores"], abs=0.1 if format == "int8" else 1e-5)
+        assert models.info("moods").num_bytes < models.info("magnitudes").num_bytes / 3
+        await models.aclose()
+
+    run(work())
