@@ -75,7 +75,7 @@ def test_it_writes_what_the_reference_writes(name: str, sampling: Sampling, toke
     *(("t5", format) for format in get_args(Format)), ("marian", "fp32"), ("marian", "int8")])
 def test_nobody_changes_what_another_gets(name: str, format: Format, tokenizer: Tokenizer) -> None:
     """Alone, and among others that come at other times, are cancelled, and take the memory away."""
-    made, asked, sampling = model(name), sources(10, seed=2), Sampling(max_new_tokens=132, no_repeat_ngram_size=1)
+    made, asked, sampling = model(name), sources(7, seed=2), Sampling(max_new_tokens=132, no_repeat_ngram_size=1)
     solo = engine(made, tokenizer, format=format)
     alone = [solo.generate([Request(ids, sampling)])[0] for ids in asked]
     rng = random.Random(4)

@@ -65,7 +65,7 @@ def subject(data: Path, folder: Path, task: str, seed: int = 0, *, max_tokens: i
     made = recipe(task)
     made |= {"seed": seed, "data": {**made["data"], "max_tokens": max_tokens}, "task": {**made["task"],
                                                                                        **(settings or {})}}
-    if max_tokens > 64:
+    if "max_position_embeddings" in made["model"]:
         made["model"]["max_position_embeddings"] = max_tokens
     parsed = parse_recipe(made, "here")
     rows = prepare.Corpus(parsed, data).read(folder / "quarantine.jsonl")
@@ -300,7 +300,7 @@ def test_a_chat_template_with_a_fault(tmp_path: Path, data: Path, template: str)
 
 def test_a_row_that_stops_a_test_is_its_failure(tmp_path: Path, data: Path) -> None:
     made = subject(data, tmp_path, "classification")
-    rows = [{**row, "label": "unheard of"} for row in made.rows]
+    rows: list[Mapping[str, Any]] = [{**row, "label": "unheard of"} for row in made.rows]
     assert failures(replace(made, rows=rows), {"mask"}) == {"mask"}
 
 

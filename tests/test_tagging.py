@@ -6,6 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,7 +18,9 @@ from safetensors.torch import load_file
 
 import wenmo
 from wenmo.data.sequence import collate
+from wenmo.device import choose
 from wenmo.errors import DataError, RecipeError, WenmoError
+from wenmo.evaluation import validation
 from wenmo.models import create
 from wenmo.models.bert import BertConfig
 from wenmo.recipe import parse_recipe
@@ -271,6 +274,18 @@ def test_what_was_predicted_stands_beside_what_was_given() -> None:
     assert beside == {"prediction": "a", "predicted_tags": ["O"], "entities": []}
 
 
+def test_long_sentences_may_choose_the_best_weights(tmp_path: Path) -> None:
+    """The first batch of the validation, by which a metric's name is checked, has some windows of a sentence only."""
+    long = [{name: [value for each in ROWS[at : at + 6] for value in each[name]] for name in ("tokens", "tags")}
+            for at in range(10)]
+    its = task(max_tokens=12, rows=long)
+    examples = its.build(long, tmp_path, 0, "").examples
+    assert examples.lengths(0).sum() > 600
+    with mock.patch.object(validation, "BATCH_TOKENS", 60):
+        found = validation.first_batch(model(its), its, its.objective(), examples, long, choose("cpu", "fp32"))
+    assert {"loss", "f1", "token_accuracy"} <= found.keys()
+
+
 # Faults ------------------------------------------------------------------------------------------------
 
 
@@ -283,12 +298,34 @@ def _three_lines(error: WenmoError) -> None:
     [{"start": 0, "end": 99, "type": "PER"}],
     [{"start": 0, "end": 3, "type": "PER", "text": "李四"}],
     [{"start": 0, "type": "PER"}],
+    [{"start": 0.5, "end": 3, "type": "PER"}],
     ["PER"],
+    "B-PER",
 ])
 def test_entities_that_are_none_are_refused(entities: list[Any]) -> None:
     with pytest.raises(DataError) as refused:
         task_of_text().encode(0, {"text": "王小明去了北京", "entities": entities}, with_targets=True)
     _three_lines(refused.value)
+
+
+def test_tokens_are_a_list_or_a_text_with_spaces() -> None:
+    its = task()
+    for tokens in (5, {"a": 1}, [["Ann"]], [None]):
+        with pytest.raises(DataError, match="no tokens") as refused:
+            its.encode(0, {"tokens": tokens}, with_targets=False)
+        _three_lines(refused.value)
+    [found] = outputs(its, model(its), [{"tokens": "Ann Lee went to Paris ."}])
+    assert len(its.decode({"tokens": "Ann Lee went to Paris ."}, found)["tags"]) == 6
+
+
+def test_a_row_that_is_refused_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
+    lines = [json.dumps(with_entities(sentence), ensure_ascii=False) for sentence in SENTENCES]
+    bad = json.dumps({"text": "王小明去了北京", "entities": [{"start": 0, "end": 99, "type": "PER"}]}, ensure_ascii=False)
+    (tmp_path / "names.jsonl").write_text("\n".join([*lines, bad, bad.replace("去", "到")]) + "\n", encoding="utf-8")
+    recipe = {**RECIPE, "task": {"type": "tagging", "rows": "text"}}
+    with pytest.raises(DataError) as refused:
+        wenmo.train(recipe, out=tmp_path / "run", data_root=tmp_path)
+    assert refused.value.where in (f"names.jsonl:{len(lines) + 1}", f"names.jsonl:{len(lines) + 2}")
 
 
 def test_overlapping_entities_may_be_left_out_and_are_counted(tmp_path: Path) -> None:

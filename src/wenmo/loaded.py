@@ -325,6 +325,10 @@ class Loaded:
         """For each text the ids of its own tokens, and a vector for each: (ids, [T, D] in fp32). They are those after
         the last layer, or after that `layer`, counted from 1. Control tokens are read but not given; longer texts are
         cut."""
+        if getattr(self.model.config, "is_encoder_decoder", False):
+            raise ModelError(
+                say("an encoder–decoder has no states of a text alone", "编码器–解码器没有单独一段文本的隐状态"),
+                where=self.reference, mend=say("name an encoder such as a BERT", "请指定编码器，如 BERT"))
         room = (self.opened.max_tokens or 512) - self.tokenizer.num_wrapping(False)
         ids = [self.tokenizer.encode(text if self.normalize is None else self.normalize(text))[:room] for text in texts]
         encoded = [[Tokens(number, {"ids": np.asarray(self.tokenizer.wrap(own)[0])})] if own else []

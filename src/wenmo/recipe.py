@@ -52,24 +52,25 @@ class TrainTokenizer(Settings):
 
 
 def _kind(value: Any) -> str | None:
-    """Which kind of model a mapping describes: one that exists, `from`, or a new one of some architecture."""
+    """Which kind of model a mapping describes: one that exists, or a new one of some architecture. Called otherwise
+    than any key: pydantic puts it into the path of a fault, where it is told from keys (config.parse)."""
     if isinstance(value, Settings):
-        return "from" if isinstance(value, FromModel) else "new"
+        return "trained" if isinstance(value, FromModel) else "new"
     if not isinstance(value, dict):
         return None
-    return "from" if "from" in value else "new"
+    return "trained" if "from" in value else "new"
 
 
 ModelSettings = Annotated[
-    Annotated[FromModel, Tag("from")] | Annotated[AnyConfig, Tag("new")], Discriminator(_kind)]
+    Annotated[FromModel, Tag("trained")] | Annotated[AnyConfig, Tag("new")], Discriminator(_kind)]
 
 
 def _tokenizer_kind(value: Any) -> str:
-    return "from" if isinstance(value, From) or (isinstance(value, dict) and "from" in value) else "train"
+    return "trained" if isinstance(value, From) or (isinstance(value, dict) and "from" in value) else "new"
 
 
 TokenizerChoice = Annotated[
-    Annotated[From, Tag("from")] | Annotated[TrainTokenizer, Tag("train")], Discriminator(_tokenizer_kind)]
+    Annotated[From, Tag("trained")] | Annotated[TrainTokenizer, Tag("new")], Discriminator(_tokenizer_kind)]
 
 
 class Choose(Settings):

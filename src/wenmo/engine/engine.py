@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from wenmo.generate.sampling import adjust, choose
 from wenmo.models import LanguageModel
 from wenmo.text.tokenizer import Tokenizer
 
+_log = logging.getLogger(__name__)
 REPLAYED = 8  # tokens of a row that are read again in one step
 
 
@@ -307,7 +309,7 @@ class Engine:
             active.replay.popleft()  # the first written token: its scores are known from before
         else:
             if reading.logprobs:
-                active.handle.listener(Event("", prompt_logprobs=tuple(reading.logprobs)))
+                _tell(active, Event("", prompt_logprobs=tuple(reading.logprobs)))
             self._settle(active, scores_V)
 
     def _make_room(self) -> None:
@@ -401,12 +403,12 @@ class Engine:
             active.context.append(token)
         text = active.written.push(token, self.ends, last=last)
         if active.written.reason is not None:
-            self._end(active, active.written.reason, text, () if token is None else (token,), logprobs)
+            self._end(active, active.written.reason, text, logprobs)
         elif text or logprobs:
-            active.handle.listener(Event(text, () if token is None else (token,), logprobs))
+            _tell(active, Event(text, active.untold(), logprobs))
 
-    def _end(self, active: Active, outcome: Outcome, text: str = "", ids: tuple[int, ...] = (),
-             logprobs: tuple[Logprob, ...] = (), error: Exception | None = None) -> None:
+    def _end(self, active: Active, outcome: Outcome, text: str = "", logprobs: tuple[Logprob, ...] = (),
+             error: Exception | None = None) -> None:
         """Frees what it holds; its last event."""
         if active is self.scheduler.reading:
             self._reading = None
@@ -417,5 +419,13 @@ class Engine:
             written.text, tuple(written.ids), "stop" if outcome == "stop" else "length",
             None if active.request.sampling.logprobs is None else tuple(active.logprobs))
         active.handle.done.set()
-        active.handle.listener(Event(text, ids, logprobs, outcome, completion, error))
+        _tell(active, Event(text, active.untold(), logprobs, outcome, completion, error))
+
+
+def _tell(active: Active, event: Event) -> None:
+    """A listener that fails is no fault of the engine's, nor of the others beside it."""
+    try:
+        active.handle.listener(event)
+    except Exception as error:
+        _log.error(say("a listener has failed", "监听函数出错"), exc_info=error)
 

@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -59,9 +60,9 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """New text of a request, whole characters only, with the ids and log-probabilities it came with; the last has the
-    outcome, and the completion unless it failed. prompt_logprobs, where asked for, come once, when the prompt has been
-    read."""
+    """New text of a request, whole characters only, with all ids written since the last event, whose text may be yet
+    to come, and log-probabilities; the last has the outcome, and the completion unless it failed. The ids of all events
+    joined are the completion's. prompt_logprobs, where asked for, come once, when the prompt has been read."""
 
     text: str
     ids: tuple[int, ...] = ()
@@ -116,24 +117,34 @@ class Active:
     prompt: Sequence[int]
     context: list[int]
     written: Continuation
-    generator: torch.Generator
     num_read: int = 0
+    num_told: int = 0  # of what it has written, in events
     waited: int = 0  # steps
     replay: deque[int] = field(default_factory=deque)
     logprobs: list[Logprob] = field(default_factory=list)
-    cancelled: bool = False
 
     @property
     def request(self) -> Request:
         return self.handle.request
 
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """Its random numbers, those of generate/streaming.py; made when first drawn from, for a long prompt is a long
+        key, and who submits is not to wait for it."""
+        request = self.request
+        return device.torch_rng("generate", request.sampling.seed, " ".join(map(str, request.ids)), request.sample)
+
+    def untold(self) -> tuple[int, ...]:
+        """The ids that were written since this was last asked for."""
+        ids = tuple(self.written.ids[self.num_told :])
+        self.num_told += len(ids)
+        return ids
+
 
 def activate(handle: Handle, number: int, prompt: Sequence[int], tokenizer: Tokenizer, room: int) -> Active:
-    """A request's state at its beginning. Its random numbers are those of generate/streaming.py."""
-    request = handle.request
-    written = Continuation(tokenizer, request.sampling.stop, room, request.shown)
-    generator = device.torch_rng("generate", request.sampling.seed, " ".join(map(str, request.ids)), request.sample)
-    return Active(handle, number, prompt, list(prompt), written, generator)
+    """A request's state at its beginning."""
+    written = Continuation(tokenizer, handle.request.sampling.stop, room, handle.request.shown)
+    return Active(handle, number, prompt, list(prompt), written)
 
 
 def new_tokens(active: Active) -> Sequence[int]:

@@ -16,7 +16,7 @@ from typing import Any
 from wenmo.metrics import Estimate, answer_scores, difference_in_groups, mean_in_groups
 from wenmo.tasks import Task
 from wenmo.tasks.answers import accepted_answers
-from wenmo.text.words import HAN, units
+from wenmo.text.words import units
 
 Rows = Sequence[Mapping[str, Any]]
 

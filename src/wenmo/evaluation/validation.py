@@ -6,12 +6,11 @@ In: the model as it is, examples with targets, the rows. Out: plain numbers by n
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from typing import Any
 
 import torch
 
-from wenmo.data.examples import Examples
+from wenmo.data.examples import Examples, Rows
 from wenmo.data.loader import evaluation_batches
 from wenmo.data.sequence import Batch
 from wenmo.device import Device
@@ -30,8 +29,15 @@ def validate(model: LanguageModel, task: Task, objective: Objective, examples: E
 
 def first_batch(model: LanguageModel, task: Task, objective: Objective, examples: Examples,
                 rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
-    """What `validate` gives, of the first batch alone: for the names, before training begins."""
-    return _measured(model, task, objective, islice(evaluation_batches(examples, BATCH_TOKENS), 1), rows, on)
+    """What `validate` gives, of the first batch alone: for the names, before training begins. A row of which it has a
+    window is measured with all of them."""
+    first = next(evaluation_batches(examples, BATCH_TOKENS))
+    if not _measures(task, objective):
+        return _measured(model, task, objective, [first], rows, on)
+    seen = set(first.first.rows)
+    all_examples = (examples.sequences(index, 0) for index in range(len(examples.lengths(0))))
+    whole = Rows(example for example in all_examples if example[0].row in seen)
+    return _measured(model, task, objective, evaluation_batches(whole, BATCH_TOKENS), rows, on)
 
 
 def outputs_of(model: LanguageModel, task: Task, examples: Examples, num_rows: int, on: Device) -> list[list[Any]]:
@@ -45,12 +51,17 @@ def outputs_of(model: LanguageModel, task: Task, examples: Examples, num_rows: i
     return found
 
 
+def _measures(task: Task, objective: Objective) -> bool:
+    """Whether rows have targets. A loss over rows that are compared depends on which of them stand together; what is
+    measured does not."""
+    return bool(task.settings.target_columns) or objective.coupled is not None
+
+
 def _measured(model: LanguageModel, task: Task, objective: Objective, batches: Iterable[Batch],
               rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
     module: Any = model
     module.eval()
-    # A loss over rows that are compared depends on which of them stand together; what is measured does not.
-    measures = bool(task.settings.target_columns) or objective.coupled is not None
+    measures = _measures(task, objective)
     sums: dict[str, float] = {}
     counts: dict[str, float] = {}
     weights: dict[str, float] = {}

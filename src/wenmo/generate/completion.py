@@ -86,7 +86,8 @@ class Continuation:
                 self.reason = "length"
         if self.reason is not None:
             self.text += self.decoder.finish().rstrip("\ufffd")
-        cut = min((at for at in (self.text.find(stop) for stop in self.stops) if at >= 0), default=-1)
+        found = (self.text.find(stop, self.shown) for stop in self.stops)  # none begins in what is shown
+        cut = min((at for at in found if at >= 0), default=-1)
         if cut >= 0:
             self.text, self.reason = self.text[:cut], "stop"
         held = 0 if self.reason is not None else self._could_begin_a_stop()
@@ -95,8 +96,12 @@ class Continuation:
 
     def _could_begin_a_stop(self) -> int:
         """How many characters at the end might be the start of a stop string, and must not be shown yet."""
-        longest = max((len(stop) for stop in self.stops), default=0)
-        for length in range(min(longest - 1, len(self.text)), 0, -1):
-            if any(stop.startswith(self.text[-length:]) for stop in self.stops):
-                return length
-        return 0
+        return max((_begun(self.text, stop) for stop in self.stops), default=0)
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many characters at the end of a text that is without `stop` are its beginning, at most."""
+    at = text.find(stop[0], max(0, len(text) - len(stop) + 1))
+    while at >= 0 and not stop.startswith(text[at:]):
+        at = text.find(stop[0], at + 1)
+    return 0 if at < 0 else len(text) - at

@@ -50,6 +50,7 @@ def create_app(models: Models, settings: ServeSettings, *, warm: Sequence[str] =
                   strict_content_type=False,
                   description="Language models behind HTTP: OpenAI's API, and /v1/predict for every other task.")
     app.state.models, app.state.settings, app.state.gate, app.state.metrics = models, settings, gate, metrics
+    app.state.compiling = asyncio.Semaphore(1)  # grammars
     for routes in (routes_chat, routes_completions, routes_responses, routes_tasks, routes_models):
         app.include_router(routes.router)
     for kind in (ApiError, WenmoError, RequestValidationError, HTTPException):

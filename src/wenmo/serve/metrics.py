@@ -29,6 +29,10 @@ _OF_ENGINES: tuple[tuple[str, bool, str, Callable[[Engine], float]], ...] = (
     ("wenmo_engine_preemptions", True, "Requests that gave way to others.", lambda each: each.num_preempted),
     ("wenmo_engine_prefix_hit_tokens", True, "Tokens of prompts that were known from before.",
      lambda each: each.prefixes.hits_tokens),
+    ("wenmo_engine_guessed_tokens", True, "Tokens guessed ahead.",
+     lambda each: 0 if each.speculation is None else each.speculation.num_drafted),
+    ("wenmo_engine_guessed_right_tokens", True, "Guessed tokens that came true.",
+     lambda each: 0 if each.speculation is None else each.speculation.num_accepted),
 )
 
 

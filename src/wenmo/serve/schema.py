@@ -8,9 +8,9 @@ vectors.
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StringConstraints, model_validator
 
 from wenmo.errors import say
 from wenmo.generate import Sampling
@@ -19,6 +19,10 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 DEEPEST = 64  # levels of an object of the client's own
+MANY_KEYS = 64  # more than any object here has
+T = TypeVar("T")
+# The first fault of a list is enough: to write down those of a million items takes minutes.
+Several = Annotated[list[T], FailFast()]
 
 
 def _not_too_deep(value: Any) -> Any:
@@ -38,6 +42,14 @@ Object = Annotated[dict[str, Any], AfterValidator(_not_too_deep)]
 class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=(),
                               serialize_by_alias=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many_keys(cls, given: Any) -> Any:
+        """Each unknown one would be a fault of its own."""
+        if isinstance(given, dict) and len(given) > MANY_KEYS:
+            raise ValueError(say(f"an object with {len(given)} keys", f"对象含有 {len(given)} 个键"))
+        return given
 
 
 class Asked(Body):
@@ -75,7 +87,7 @@ class Written(Drawn):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: int = Field(1, ge=1, lt=2**31)
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[Several[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
@@ -106,7 +118,7 @@ class TextPart(Body):
     text: str
 
 
-Content = str | list[TextPart]
+Content = str | Several[TextPart]
 
 
 class Instruction(Body):
@@ -131,7 +143,7 @@ class Answer(Body):
 
     role: Literal["assistant"]
     content: Content | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Several[ToolCall] | None = None
     name: str | None = None
     refusal: None = None
     function_call: None = None
@@ -222,7 +234,7 @@ class ByChoice(Body):
     """Beyond OpenAI's: the answer is one of these."""
 
     type: Literal["choice"]
-    choices: Annotated[list[str], Field(min_length=1)]
+    choices: Annotated[Several[str], Field(min_length=1)]
 
     @property
     def source(self) -> Any:
@@ -235,16 +247,16 @@ ResponseFormat = Annotated[PlainText | JsonObject | BySchema | ByPattern | ByCho
 class ChatRequest(Written):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Several[ChatMessage] = Field(min_length=1)
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = Field(None, description="as max_completion_tokens")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[Several[Tool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Several[Literal["text"]] | None = None
     store: Literal[False] | None = None
 
     model_config = ConfigDict(json_schema_extra={"examples": [{
@@ -280,13 +292,13 @@ def check_choice(names: list[str], choice: Any, named: str | None) -> None:
 
 # Plain completions ------------------------------------------------------------------------------------
 
-Ids = Annotated[list[Tokens], Field(min_length=1)]
+Ids = Annotated[Several[Tokens], Field(min_length=1)]
 
 
 class CompletionRequest(Written):
     """POST /v1/completions. Prompts are texts or lists of token ids."""
 
-    prompt: str | Ids | Annotated[list[str] | list[Ids], Field(min_length=1)]
+    prompt: str | Ids | Annotated[Several[str] | Several[Ids], Field(min_length=1)]
     max_tokens: Tokens | None = Field(None, description="16 if left out")
     echo: bool = False
     logprobs: int | None = Field(None, ge=0, le=20)
@@ -313,7 +325,7 @@ class CompletionRequest(Written):
 class EmbeddingRequest(Asked):
     """POST /v1/embeddings. `input`: a text or texts; ids would be those of another tokenizer."""
 
-    input: str | Annotated[list[str], Field(min_length=1)]
+    input: str | Annotated[Several[str], Field(min_length=1)]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(None, ge=1, lt=2**31, description="the first so many numbers, of length one again")
     prompt: str | None = Field(None, description="the name of one of the model's prompts, to stand before each text")
@@ -325,7 +337,7 @@ class EmbeddingRequest(Asked):
 class PredictRequest(Asked):
     """POST /v1/predict: rows as `wenmo predict` reads them; a text stands for a row of one."""
 
-    rows: list[str | Object] = Field(min_length=1)
+    rows: Several[str | Object] = Field(min_length=1)
     task: str | None = Field(None, description="which of the model's tasks, if it has several")
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"model": "sentiment", "rows": ["很好看的一本书"]}]})

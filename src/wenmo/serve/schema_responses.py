@@ -19,6 +19,7 @@ from wenmo.serve.schema import (
     Name,
     Object,
     PlainText,
+    Several,
     check_choice,
     drawn_seed,
 )
@@ -39,7 +40,7 @@ class Part(Body):
 class MessageItem(Body):
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Part]
+    content: str | Several[Part]
     id: str | None = None
     status: State | None = None
 
@@ -56,7 +57,7 @@ class CallItem(Body):
 class ResultItem(Body):
     type: Literal["function_call_output"]
     call_id: str
-    output: str | list[Part]
+    output: str | Several[Part]
     id: str | None = None
     status: State | None = None
 
@@ -92,11 +93,11 @@ class TextOptions(Body):
 
 
 class ResponsesRequest(Drawn):
-    input: str | Annotated[list[MessageItem | CallItem | ResultItem], Field(min_length=1)]
+    input: str | Annotated[Several[MessageItem | CallItem | ResultItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     stream: bool = False
-    tools: Annotated[list[FunctionTool], Field(max_length=128)] | None = None
+    tools: Annotated[Several[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None
     text: TextOptions | None = None

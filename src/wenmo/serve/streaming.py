@@ -6,6 +6,7 @@ something failed: then an event does, in the shape of any other error.
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack
 from typing import Any
@@ -17,11 +18,14 @@ from starlette.types import Receive, Scope, Send
 from wenmo.serve.errors import api_error, encoded
 
 DONE = b"data: [DONE]\n\n"
+# No ends of lines in the standard's sense, but in Python's and JavaScript's, and so in many a client's.
+_ESCAPED = {character.encode(): f"\\u{ord(character):04x}".encode() for character in "\u0085\u2028\u2029"}
+_LINE_ENDS = re.compile(b"|".join(_ESCAPED))
 
 
 def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
     line = f"event: {name}\n".encode() if name else b""
-    return line + b"data: " + encoded(value) + b"\n\n"
+    return line + b"data: " + _LINE_ENDS.sub(lambda found: _ESCAPED[found[0]], encoded(value)) + b"\n\n"
 
 
 class EventStream(StreamingResponse):

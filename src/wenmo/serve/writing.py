@@ -6,6 +6,7 @@ texts read into tokens and grammars compiled here: `prepare` is called in a work
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import secrets
@@ -13,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi import Request as HttpRequest
 from starlette.concurrency import run_in_threadpool
@@ -35,6 +36,7 @@ from wenmo.text.tool_calls import CallFormat, call_format
 
 _log = logging.getLogger(__name__)
 Choice = Literal["none", "auto", "required"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,10 @@ async def writing(http: HttpRequest, served: Served, prompts: Sequence[Prompt], 
                 for prompt, room in zip(prompts, rooms, strict=True) for sample in range(n)]
 
     try:
-        requests = await run_in_threadpool(made)
+        if any(prompt.shape is not None for prompt in prompts):
+            requests = await _in_turn(http.app.state.compiling, made)
+        else:
+            requests = await run_in_threadpool(made)
         listen = http.app.state.metrics.listen
         with Running(engine, requests, lambda tokens, listener: listen(served.name, tokens, listener)) as running:
             try:
@@ -162,6 +167,20 @@ async def writing(http: HttpRequest, served: Served, prompts: Sequence[Prompt], 
                 num_read += running.num_written
     finally:
         visit.spend(num_read)
+
+
+async def _in_turn(turn: asyncio.Semaphore, work: Callable[[], T]) -> T:
+    """Grammars are compiled one at a time: who waits for it holds no thread. A turn ends with the work, even if nobody
+    waits for it any more."""
+    await turn.acquire()
+    done = asyncio.ensure_future(run_in_threadpool(work))
+
+    def ended(task: asyncio.Future[T]) -> None:
+        turn.release()
+        task.cancelled() or task.exception()  # who asked is told, if still there
+
+    done.add_done_callback(ended)
+    return await asyncio.shield(done)
 
 
 # What all answers have ---------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -409,7 +410,29 @@ def start_of(recipe: Recipe, opened: Opened) -> Start | None:
 def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows, custom: CustomTasks | None = None) -> Task:
     """The task, with its labels and class weights from the training rows."""
     task = create_task(recipe.task, tokenizer, recipe.data.lengths, custom)
-    return task.fitted(row.values for source in rows.train for row in source.rows)
+    with placed([row for source in rows.train for row in source.rows]) as values:
+        return task.fitted(values)
+
+
+@contextmanager
+def placed(rows: Sequence[Row]) -> Iterator[Iterator[Values]]:
+    """The rows as a task takes them, one after the other. A DataError in between is of the row in hand, and says its
+    file and line: rows held out, copies and bad rows have gone by then, and its number among these says nothing."""
+    in_hand: list[tuple[int, Row]] = []
+
+    def handed() -> Iterator[Values]:
+        for number, row in enumerate(rows, 1):
+            in_hand[:] = [(number, row)]
+            yield row.values
+        in_hand.clear()
+
+    try:
+        yield handed()
+    except DataError as error:
+        for number, row in in_hand:
+            among, stands = say(f"row {number}", f"第 {number} 行"), f"{row.file}:{row.number}"
+            error.where = error.where.replace(among, stands) if among in error.where else f"{stands}, {error.where}"
+        raise
 
 
 def examples_for(task: Task, rows: Rows, facts: Mapping[str, str], folder: Path, seed: int,
@@ -420,7 +443,8 @@ def examples_for(task: Task, rows: Rows, facts: Mapping[str, str], folder: Path,
     built = []
     for number, source in enumerate(rows.train):
         source_hash = sha256(facts[f"data.train.{number}"], held_out, str(len(source.rows)))
-        built.append(task.build((row.values for row in source.rows), folder, seed + number, source_hash))
+        with placed(source.rows) as values:
+            built.append(task.build(values, folder, seed + number, source_hash))
     if data.augment is not None:
         built = _augmented(built, task, rows, seed, Augmentation(data.augment, rows.texts(task.settings.columns)))
     most = max(len(source.rows) for source in rows.train)

@@ -151,9 +151,9 @@ class _Training:
         self.metrics: dict[str, float] = {}  # of the evaluation whose weights are kept
         self.choose: Examples | None = None
         if rows.choose:
-            values = prepare.values_of(rows.choose)
             source_hash = sha256("choose", str(recipe.data.choose.carve), *facts.values())
-            self.choose = task.build(values, run.folder / "shards", recipe.seed, source_hash).examples
+            with prepare.placed(rows.choose) as values:
+                self.choose = task.build(values, run.folder / "shards", recipe.seed, source_hash).examples
 
     def _count_trained(self) -> None:
         """Says, and writes into the lineage, how many of the parameters are trained, where it is not all of them."""

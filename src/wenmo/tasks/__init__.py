@@ -88,7 +88,8 @@ def task_from_card(card: Mapping[str, Any], tokenizer: Tokenizer, where: str,
             mend=say("if it is a task of your own, hand it in, in Python: ", "若是你自己的任务，请在 Python 中交入：")
             + f"wenmo.load(…, tasks={{{kind!r}: (Settings, Task)}})" + say("; or update wenmo", "；否则请升级 wenmo"))
     settings_class, task_class = known_kinds[kind]
-    known = {key: value for key, value in card.items() if key not in ("lengths", *OF_THE_PART)}
+    # `r_drop` stood in the task until it became a key of training: models saved before have it in their card.
+    known = {key: value for key, value in card.items() if key not in ("lengths", "r_drop", *OF_THE_PART)}
     task: Task = task_class(parse(settings_class, known, where), tokenizer, parse(Lengths, card["lengths"], where))
     return task
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import index
 from typing import Any, Literal
 
 from wenmo.errors import DataError, say
@@ -78,7 +79,7 @@ def read(row: Mapping[str, Any], number: int, rows: Rows, target: Target, units:
         sentence = Sentence(text, places, True, (), on_units, kept, num_dropped + len(clashing))
         where = {sentence.shown(entity) for entity in on_units}
         return replace(sentence, num_moved=sum((entity.start, entity.end) not in where for entity in kept))
-    tokens = [str(token) for token in row["tokens"]]
+    tokens = tokens_of(row["tokens"], number)
     text = joined(tokens)
     if target == "words":
         places = split_units(text, "characters")
@@ -97,9 +98,20 @@ def read(row: Mapping[str, Any], number: int, rows: Rows, target: Target, units:
     return Sentence(text, places, False, tags, schemes.entities_of(tags) if target == "entities" else ())
 
 
+def tokens_of(value: Any, number: int) -> list[str]:
+    """A list of words; a text is cut at white space."""
+    if isinstance(value, str):
+        return value.split()
+    if not isinstance(value, list | tuple) or not all(isinstance(token, str | int | float) for token in value):
+        raise DataError(say(f"these are no tokens: {value}", f"这不是词元的列表：{value}"), where=_where(number),
+                        mend='"tokens": ["Ann", "lives", "in", "Paris"]')
+    return [str(token) for token in value]
+
+
 def _given(row: Mapping[str, Any], text: str, number: int, conflicts: Conflicts) -> tuple[list[Entity], int]:
     """The row's entities in characters, and how many that overlap others were left out."""
-    found = [_entity(each, text, number) for each in row["entities"]]
+    given = row["entities"]
+    found = [_entity(each, text, number) for each in (given if isinstance(given, list | tuple) else [given])]
     kept, dropped = schemes.without_conflicts(found)
     if dropped and conflicts == "refuse":
         first = dropped[0]
@@ -114,7 +126,7 @@ def _given(row: Mapping[str, Any], text: str, number: int, conflicts: Conflicts)
 def _entity(value: Any, text: str, number: int) -> Entity:
     """{"start", "end", "type"}, and `text` if it is there must be what stands at that place."""
     try:
-        entity = Entity(int(value["start"]), int(value["end"]), str(value["type"]))
+        entity = Entity(index(value["start"]), index(value["end"]), str(value["type"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             say(f"not an entity: {value}", f"不是实体：{value}"), where=_where(number),

@@ -224,6 +224,9 @@ def _take(
             required = (*(name for name in required if name != "messages"), "question")
             optional = (*optional, *(name for name in names if name != "question"))
             settings = settings.model_copy(update={"columns": {**usual, **settings.columns}})
+    elif "messages" in required and PARTS.keys() & settings.columns.keys():
+        part = min(PARTS.keys() & settings.columns.keys())
+        raise useless(f"columns.{part}", say("the rows hold whole conversations", "每行已是完整的对话"), settings)
     for name in (*required, *optional):
         if name in settings.constants:
             continue

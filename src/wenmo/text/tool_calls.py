@@ -21,6 +21,8 @@ from wenmo.errors import DataError, WenmoError, say
 from wenmo.text import chat
 from wenmo.text.tokenizer import Tokenizer
 
+MAX_BROKEN = 32  # what only looks like a call so often in one answer is not looked at again
+
 
 def new_id() -> str:
     """Nine letters and digits: Mistral's templates want that many."""
@@ -129,6 +131,8 @@ class CallStream:
         self.format = format
         self.num_calls = 0
         self._held = ""  # not yet known what it is
+        self._brackets: _Brackets | None = None  # of the call that stands at its beginning
+        self._num_broken = 0
         self._after_call = False
         self._spoken = False  # whether text came that is no call
 
@@ -154,6 +158,7 @@ class CallStream:
             read = self._read(at, last)
             if read is None and not last:
                 return
+            self._brackets = None
             if read is not None and read[0]:
                 calls, end = read
                 self._held, self._after_call = self._held[end:], True
@@ -161,10 +166,13 @@ class CallStream:
                     yield ToolCall(self.num_calls, name, arguments)
                     self.num_calls += 1
             else:  # it only looked like one
+                self._num_broken += 1
                 yield from self._say(spaces + max(1, len(self.format.start)))
 
     def _place(self) -> int | None:
         """Where in what is held a call may begin."""
+        if self._num_broken >= MAX_BROKEN:
+            return None
         if self.format.start:
             at = self._held.find(self.format.start)
             return None if at < 0 else at
@@ -192,7 +200,9 @@ class CallStream:
         at = _skip(held, at + len(format.start))
         if at == len(held):
             return None
-        end = _closed(held, at) if held[at] == "[{"[not format.listed] else at
+        if self._brackets is None:
+            self._brackets = _Brackets(at)
+        end = self._brackets.closed(held) if held[at] == "[{"[not format.listed] else at
         if end is None:
             return None
         try:
@@ -210,21 +220,33 @@ class CallStream:
 
 # JSON as it was written -------------------------------------------------------------------------------
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"?|[{}\[\]]', re.DOTALL)
+_OUTSIDE = re.compile(r'["{}\[\]]')
+_INSIDE = re.compile(r'\\.|"', re.DOTALL)  # a text in quotes
 _SPACES = re.compile(r"\s*")
 
 
-def _closed(text: str, at: int) -> int | None:
-    """Where the brackets that open there are closed again."""
-    depth = 0
-    for found in _TOKEN.finditer(text, at):
-        if found[0] in "{[":
-            depth += 1
-        elif found[0] in "}]":
-            depth -= 1
-            if depth == 0:
-                return found.end()
-    return None
+@dataclass
+class _Brackets:
+    """Looks for where the brackets that open at `at` are closed again, in a text that grows: each character is looked
+    at once, however often it is asked."""
+
+    at: int
+    depth: int = 0
+    quoted: bool = False
+    end: int | None = None
+
+    def closed(self, text: str) -> int | None:
+        while self.end is None and (found := (_INSIDE if self.quoted else _OUTSIDE).search(text, self.at)):
+            self.at = found.end()
+            if found[0] == '"':
+                self.quoted = not self.quoted
+            elif found[0] in "{[":
+                self.depth += 1
+            elif found[0] in "}]":
+                self.depth -= 1
+                self.end = self.at if self.depth == 0 else None
+        self.at = max(self.at, len(text) - text.endswith("\\"))  # what it escapes is yet to come
+        return self.end
 
 
 def _no_constant(name: str) -> NoReturn:
