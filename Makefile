@@ -12,7 +12,7 @@ demo: $(STAMP)           ## raw text → model → answers; see demo-out/report.
 	$(BIN)/wenmo demo --out demo-out
 
 test: $(STAMP)           ## all tests but the long proofs
-	$(BIN)/pytest -m "not long"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m "not long"
 
 check: $(STAMP)          ## ruff, strict types, floors, exports
 	$(BIN)/ruff check .

@@ -450,6 +450,13 @@ def test_forms_of_chat_data(name: str, content: str, expected: Any, tmp_path: Pa
     assert found.rows[0].values["messages"] == expected
 
 
+def test_columns_of_a_table_are_refused_where_rows_are_conversations(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"columns\.question"):
+        read_sources([SourceSettings(path="a.jsonl", columns={"question": "q"})], tmp_path, ("messages",), ())
+
+
 def test_columns_of_a_table_are_mapped_and_placeholders_filled(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("问,答\n你是谁,我是{{name}}，{{ author }}所造\n", encoding="utf-8")
     columns, fill = {"question": "问", "answer": "答"}, {"name": "小文", "author": "Wen"}

@@ -296,8 +296,8 @@ def test_predict_nothing(wenmo: Command) -> None:
 
 # Words and signs --------------------------------------------------------------------------------------
 
-VERBS = ["demo", "train", "plan", "find-lr", "evaluate", "split", "predict", "embed", "generate", "chat", "serve", "show",
-         "merge", "average", "compress", "tokenizer train", "tokenizer show", "tokenizer compare"]
+VERBS = ["demo", "train", "plan", "find-lr", "evaluate", "split", "predict", "embed", "generate", "chat", "serve",
+         "show", "merge", "average", "compress", "tokenizer train", "tokenizer show", "tokenizer compare"]
 
 
 @pytest.mark.parametrize("verb", VERBS)

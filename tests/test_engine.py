@@ -177,6 +177,33 @@ def test_stop_strings_and_characters_come_whole(tokenizer) -> None:
     assert events[-1].completion.reason == "stop"
 
 
+@pytest.mark.parametrize("speculate", ["off", "prompt"])
+def test_every_id_is_in_an_event(speculate, tokenizer) -> None:
+    """Also of a token whose text is held back: part of a character, or of what may become a stop string."""
+    busy = engine(model(), tokenizer, speculate=speculate, cache_tokens=512)
+    free = busy.generate([Request((20, 30), Sampling(max_new_tokens=60))])[0].text
+    sampling = Sampling(max_new_tokens=60, stop=(free[3:7] + "never", free[20:23] + "nor"))
+    handles = [busy.submit(Request(ids, sampling)) for ids in ((20, 30), *prompts(5, seed=9))]
+    cut = busy.submit(Request((20, 31), sampling))
+    for _ in range(9):
+        busy.step()
+    cut.cancel()
+    while not all(handle.done.is_set() for handle in handles):
+        busy.step()
+    for handle in (*handles, cut):
+        events = list(handle)
+        assert tuple(id for event in events for id in event.ids) == events[-1].completion.ids
+        assert len(events) < 60
+
+
+def test_a_listener_that_fails_is_alone(tokenizer) -> None:
+    busy = engine(model(), tokenizer).start()
+    failing = busy.submit(Request((21,), Sampling(max_new_tokens=5)), lambda event: 1 / 0)
+    assert len(busy.submit(Request((20,), Sampling(max_new_tokens=30))).result().ids) == 30
+    assert failing.done.is_set()
+    busy.close()
+
+
 def test_a_thread_of_its_own(tokenizer) -> None:
     made, sampling = model(), Sampling(max_new_tokens=15)
     asked = prompts(24, seed=6)

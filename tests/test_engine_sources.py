@@ -11,6 +11,7 @@ import torch
 
 from wenmo import device
 from wenmo.engine import Engine, EngineSettings, Handle, Request
+from wenmo.engine.engine import SOURCE_TOKENS
 from wenmo.engine.packed import Format
 from wenmo.errors import UsageError
 from wenmo.generate import Sampling, generate
@@ -108,6 +109,14 @@ def test_a_source_is_bounded_by_itself(tokenizer: Tokenizer) -> None:
     for wrong in (Request((), sampling), Request((*ids, 10), sampling), Request(ids, sampling, prompt_logprobs=0)):
         with pytest.raises(UsageError):
             engine(made, tokenizer).submit(wrong)
+
+
+def test_a_model_without_a_limit_gets_one(tokenizer: Tokenizer) -> None:
+    """One source as long as the cache would take more memory than a machine has."""
+    made = model("t5")
+    assert made.config.max_tokens is None
+    assert engine(made, tokenizer, cache_tokens=32768).longest == SOURCE_TOKENS
+    assert engine(made, tokenizer, cache_tokens=32768, max_context=4096).longest == 4096
 
 
 def test_memory_is_counted(tokenizer: Tokenizer) -> None:

@@ -10,6 +10,8 @@ import random
 import re
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,12 +20,15 @@ import numpy as np
 import openai
 import pytest
 from jsonschema import validate
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from command import Command, wenmo  # noqa: F401
 from served_models import four, serving
+from wenmo.engine import Engine
 from wenmo.loaded import Loaded, load
-from wenmo.serve.streaming import EventStream
+from wenmo.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
+from wenmo.serve.schema_responses import ResponsesRequest
+from wenmo.serve.streaming import EventStream, event
 from wenmo.stages.serve import named
 from wenmo.text.messages import usual
 
@@ -333,6 +338,58 @@ def test_refused(url, given, param) -> None:
     assert found.status_code == 400, error
     assert error["type"] == "invalid_request_error"
     assert param is None or error["param"].startswith(param), error
+
+
+@pytest.mark.parametrize(("path", "body"), [
+    ("completions", '{"model":"chat","prompt":[%s-1]}' % ("-1," * 20_000)),
+    ("chat/completions", '{"model":"chat","messages":[%s{}]}' % ("{}," * 20_000)),
+    ("responses", '{"model":"chat","input":[%s{}]}' % ("{}," * 20_000)),
+    ("embeddings", '{"model":"encoder","input":[%s1]}' % ("1," * 20_000)),
+    ("predict", '{"model":"labels","rows":[%s1]}' % ("1," * 20_000)),
+    ("chat/completions", json.dumps({"model": "chat", **{str(number): 0 for number in range(20_000)}})),
+])
+def test_a_body_full_of_faults_holds_nobody_up(url, path, body) -> None:
+    """The first one is enough: what all of them are would take minutes to write down."""
+    kind = {"completions": CompletionRequest, "chat/completions": ChatRequest, "responses": ResponsesRequest,
+              "embeddings": EmbeddingRequest, "predict": PredictRequest}[path]
+    with pytest.raises(ValidationError) as found:
+        kind.model_validate_json(body)
+    assert found.value.error_count() < 20
+    assert httpx.post(f"{url}/v1/{path}", content=body).status_code == 400
+
+
+def test_an_event_is_one_line_to_every_client() -> None:
+    text = "a\u2028b\u2029c\u0085d\r\n\x1ce"
+    [line, *rest] = event({"text": text}).decode().splitlines()
+    assert rest == [""]
+    assert json.loads(line.removeprefix("data: ")) == {"text": text}
+
+
+def test_grammars_wait_without_holding_threads(url, monkeypatch) -> None:
+    """Costly ones of one client, and a plain request of another: it does not wait for them."""
+    compiled, lock = Engine.constraint, threading.Lock()
+
+    def costly(*given: Any) -> Any:
+        with lock:
+            time.sleep(0.2)
+            return compiled(*given)
+
+    monkeypatch.setattr(Engine, "constraint", costly)
+    plain = {"model": "chat", "messages": ASKED, "max_tokens": 1}
+    bound = {**plain, "response_format": {"type": "json_object"}}
+
+    async def check() -> None:
+        async with httpx.AsyncClient(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+            asking = [asyncio.create_task(client.post("/v1/chat/completions", json=bound)) for _ in range(80)]
+            await asyncio.sleep(1.5)
+            began = time.perf_counter()
+            assert (await client.post("/v1/chat/completions", json=plain)).status_code == 200
+            assert time.perf_counter() - began < 1.5
+            for each in asking:
+                each.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    asyncio.run(check())
 
 
 def test_errors_are_the_clients_own(client) -> None:

@@ -80,6 +80,29 @@ def alike(a: Any, b: Any) -> None:
             assert value == (pytest.approx(b[key], abs=1e-5) if isinstance(value, float) else b[key])
 
 
+def test_what_turns_out_too_large_is_given_to_nobody(folders: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even to who comes after it was loaded, and before that was found."""
+    models, seen = models_of(folders, "classes"), []
+    make_room = models._make_room
+
+    async def too_late(entry: Any, num_bytes: int) -> None:
+        await make_room(entry, num_bytes)
+        if entry.served is not None:
+            seen.append(asyncio.create_task(models.load("classes")))
+            await asyncio.sleep(0.1)
+            raise ModelsBusy("no room")
+
+    async def work() -> None:
+        monkeypatch.setattr(models, "_make_room", too_late)
+        with pytest.raises(ModelsBusy):
+            await models.load("classes")
+        with pytest.raises(ModelsBusy):
+            await seen[0]
+        await models.aclose()
+
+    run(work())
+
+
 def test_every_kind_is_served_as_it_is_loaded(folders: dict[str, str]) -> None:
     """Many requests at once, whole and row by row: the answers are those of `wenmo.load`, within 1e-5."""
     alone = {name: loaded.load(folder, device="cpu") for name, folder in folders.items()}

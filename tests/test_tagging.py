@@ -320,7 +320,8 @@ def test_tokens_are_a_list_or_a_text_with_spaces() -> None:
 
 def test_a_row_that_is_refused_is_named_by_its_place_in_the_file(tmp_path: Path) -> None:
     lines = [json.dumps(with_entities(sentence), ensure_ascii=False) for sentence in SENTENCES]
-    bad = json.dumps({"text": "王小明去了北京", "entities": [{"start": 0, "end": 99, "type": "PER"}]}, ensure_ascii=False)
+    beyond = [{"start": 0, "end": 99, "type": "PER"}]
+    bad = json.dumps({"text": "王小明去了北京", "entities": beyond}, ensure_ascii=False)
     (tmp_path / "names.jsonl").write_text("\n".join([*lines, bad, bad.replace("去", "到")]) + "\n", encoding="utf-8")
     recipe = {**RECIPE, "task": {"type": "tagging", "rows": "text"}}
     with pytest.raises(DataError) as refused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import jsonschema
 import pytest
@@ -153,3 +154,16 @@ def test_an_unknown_function_is_refused() -> None:
         tool_calls_shape(HERMES, TOOLS, trained("bpe"), name="nobody")
     with pytest.raises(DataError):
         tool_calls_shape(HERMES, [{"type": "function"}], trained("bpe"))
+
+
+def test_what_only_looks_like_a_call_holds_nobody_up() -> None:
+    """Seconds before, of the thread that serves everybody: each piece read the whole again, and each mark the rest."""
+    began = time.process_time()
+    long = CallStream(HERMES)
+    text = '<tool_call>\n{"name": "f", "arguments": {"a": [' + "{}," * 4000
+    text += '"\\\\", "\\"}", "' + "abc " * 4000 + '"]}}\n</tool_call>'
+    parts = [part for at in range(0, len(text), 3) for part in long.push(text[at : at + 3])] + long.finish()
+    assert [part.name for part in parts if isinstance(part, ToolCall)] == ["f"]
+    marks = "<tool_call>{" * 3000
+    assert parse_tool_calls(marks, HERMES) == (marks, [])
+    assert time.process_time() - began < 3

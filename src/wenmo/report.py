@@ -157,9 +157,13 @@ def _plain(value: Any) -> Any:
 
 def metric_name(name: str) -> str:
     """What people call a metric; a name that is not known here is its own."""
+    of_texts = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     return {
         "accuracy": say("accuracy", "准确率"),
-        "bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L",
+        **of_texts,
+        **{f"copy_{name}": say(f"{shown} of the source", f"照抄原文的 {shown}") for name, shown in of_texts.items()},
+        **{f"lead_{name}": say(f"{shown} of its first sentence", f"原文首句的 {shown}")
+           for name, shown in of_texts.items()},
         "similarity_precision": say("similarity: precision", "相似度：精确率"),
         "similarity_recall": say("similarity: recall", "相似度：召回率"),
         "similarity_f": say("similarity: F", "相似度：F 值"),
@@ -181,6 +185,7 @@ def metric_name(name: str) -> str:
         "baseline_bits_per_character": say("bits per character of the baseline", "基线的每字符比特数"),
         "difference": say("difference", "差值"),
         "masked_accuracy": say("masked accuracy", "遮盖词准确率"),
+        "target_accuracy": say("right tokens of targets", "目标词元准确率"),
         "macro_f1": say("macro F1", "宏平均 F1"),
         "precision": say("precision", "精确率"), "recall": say("recall", "召回率"), "f1": "F1",
         "token_accuracy": say("right tags", "标签准确率"),

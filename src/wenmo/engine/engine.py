@@ -34,6 +34,7 @@ from wenmo.models import LanguageModel
 from wenmo.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+SOURCE_TOKENS = 2048  # of an encoder–decoder that sets no limit, where max_context sets none
 REPLAYED = 8  # tokens of a row that are read again in one step
 
 
@@ -47,8 +48,8 @@ class EngineSettings(Settings):
     """format: of the weights (packed.py). cache_tokens: keys and values of so many tokens are kept for running
     requests, prefix_tokens: of beginnings read before. chunk_tokens: so many tokens of a prompt are read in one call;
     step_tokens: at most so many between two steps of those that write. max_context: no request is longer (left out: as
-    long as the model allows, and the cache). speculate: guess the next tokens (speculate.py), at most speculate_tokens
-    at a time; the text is the same."""
+    long as the model allows, and the cache; 2,048 for an encoder–decoder that has no limit of its own, such as T5).
+    speculate: guess the next tokens (speculate.py), at most speculate_tokens at a time; the text is the same."""
 
     format: Format = "fp32"
     cache_tokens: Count = Field(32768, ge=128)
@@ -82,7 +83,10 @@ class Engine:
                  banned: frozenset[int] = frozenset(), draft: LanguageModel | None = None) -> None:
         self.model, self.tokenizer, self.settings = model, tokenizer, settings
         self.ends, self.banned = ends, banned
-        limits = (model.config.max_tokens, settings.max_context, largest(settings.cache_tokens))
+        # A source is read at once, and what its attention takes grows with the square of its length.
+        bounded = model.config.max_tokens or settings.max_context or "seq2seq_lm" not in model.heads
+        limits = (model.config.max_tokens, settings.max_context, largest(settings.cache_tokens),
+                  None if bounded else SOURCE_TOKENS)
         self.longest = min(limit for limit in limits if limit is not None)
         self.slots = Slots(settings.cache_tokens, self.longest)
         self.sources = Slots(settings.cache_tokens, self.longest) if "seq2seq_lm" in model.heads else None

@@ -142,7 +142,7 @@ class Models:
     async def _held(self, entry: _Entry) -> AsyncIterator[Served]:
         entry.num_users += 1
         try:
-            if entry.served is None:  # it is loaded for all who wait, and to the end even if they no longer do
+            if entry.state != "ready":  # it is loaded for all who wait, and to the end even if they no longer do
                 if entry.loading is None:
                     entry.loading = asyncio.create_task(self._load_in_turn(entry))
                     entry.loading.add_done_callback(lambda task: task.cancelled() or task.exception())

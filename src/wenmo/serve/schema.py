@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, FailFast, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from wenmo.errors import say
 from wenmo.generate import Sampling
@@ -22,7 +22,7 @@ DEEPEST = 64  # levels of an object of the client's own
 MANY_KEYS = 64  # more than any object here has
 T = TypeVar("T")
 # The first fault of a list is enough: to write down those of a million items takes minutes.
-Several = Annotated[list[T], FailFast()]
+Several = Annotated[list[T], Field(fail_fast=True)]
 
 
 def _not_too_deep(value: Any) -> Any:

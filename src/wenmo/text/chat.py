@@ -209,7 +209,7 @@ def _rendered(
 ) -> str:
     if tokenizer.chat_template is None:
         raise TokenizerError(
-            say("this tokenizer has no chat template", "该分词器没有对话模板"),
+            say("this tokenizer has no chat template", "该分词器没有对话模板"), where="chat_template.jinja",
             mend=say("use the tokenizer of a chat model, or give it one (chat_template.jinja)",
                      "请使用对话模型的分词器，或为其提供 chat_template.jinja"),
         )
