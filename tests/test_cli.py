@@ -307,7 +307,7 @@ def test_help_has_an_example(wenmo: Command, verb: str) -> None:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", result.out)
     examples = [line.strip() for line in plain.splitlines() if line.strip().startswith("$ ")]
     assert examples
-    assert all(line.startswith(f"$ wenmo {verb} ") or f"| wenmo {verb} " in line for line in examples)
+    assert all(line.startswith((f"$ wenmo {verb} ", "$ curl ")) or f"| wenmo {verb} " in line for line in examples)
     assert examples[0].startswith("$ wenmo")
 
 

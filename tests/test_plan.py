@@ -389,7 +389,7 @@ def test_a_run_says_what_it_was_expected_to_cost(data: Path, tmp_path: Path, wen
     run = train(made, out=tmp_path / "run", data_root=data)
     spent = cost.read(run.folder)
     assert spent["forecast"]["after_steps"] == cost.FORECAST_STEPS
-    assert spent["forecast"]["low"] < spent["forecast"]["seconds"] < spent["forecast"]["high"]
+    assert 0 <= spent["forecast"]["low"] <= spent["forecast"]["seconds"] <= spent["forecast"]["high"]
     assert 0 < spent["actual"]["seconds"] <= run.seconds + 0.1
     assert spent["actual"]["peak_memory_bytes"] >= spent["forecast"]["peak_memory_bytes"]
     assert "minutes in all" in caplog.text

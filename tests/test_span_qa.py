@@ -24,6 +24,7 @@ from wenmo.files import read_jsonl, write_jsonl
 from wenmo.loaded import load
 from wenmo.models import create
 from wenmo.models.bert import BertConfig
+from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import span_log_probabilities
 from wenmo.stages.library import train
 from wenmo.tasks import create_task, task_from_card
@@ -112,6 +113,8 @@ def test_a_perfect_model_gives_back_every_answer(pieces: list[str], data: st.Dat
     if not text.strip():
         return
     of = task()
+    if all(window.values["start"] == IGNORED for window in of.encode(0, row, with_targets=True).sequences):
+        return  # so long that no window holds it whole: counted, and not learned from
     _, offsets = WORDPIECE.encode_with_offsets(context)
     start, end = places[first] + len(text) - len(text.lstrip()), places[first] + len(text.rstrip())
     answer = of.decode(row, perfect(of, row))
