@@ -299,3 +299,11 @@ def test_of_a_long_prompt_the_beginning_stays(tokenizer) -> None:
     long = Request(ids + tuple(range(20, 220)), Sampling(max_new_tokens=2))
     busy.generate([long, long])
     assert busy.prefixes.hits_tokens == 128
+
+
+def test_a_result_may_be_asked_for_twice(tokenizer) -> None:
+    busy = engine(model(), tokenizer)
+    handle = busy.submit(Request((20,), Sampling(max_new_tokens=2)))
+    while not handle.done.is_set():
+        busy.step()
+    assert handle.result() == handle.result()

@@ -84,17 +84,22 @@ class Handle:
         self._cancel, self._events = cancel, queue.SimpleQueue[Event]()
         self.listener: Listener = listener or self._events.put
         self.done = threading.Event()
+        self._last: Event | None = None  # once it has been given out
 
     def cancel(self) -> None:
         """The request ends within one step; its last event says so. Nothing happens where it has ended."""
         self._cancel(self)
 
     def __iter__(self) -> Iterator[Event]:
-        while True:
+        """Events as they come; who asks again after the last gets that one alone."""
+        while self._last is None:
             event = self._events.get()
+            if event.outcome is not None:
+                self._last = event
             yield event
             if event.outcome is not None:
                 return
+        yield self._last
 
     def result(self) -> Completion:
         """Waits for the end. Raises what went wrong."""
