@@ -307,3 +307,23 @@ def test_a_result_may_be_asked_for_twice(tokenizer) -> None:
     while not handle.done.is_set():
         busy.step()
     assert handle.result() == handle.result()
+
+
+def test_a_prompt_that_cannot_be_read_is_alone(tokenizer, monkeypatch) -> None:
+    made, sampling = model(), Sampling(max_new_tokens=5)
+    busy = engine(made, tokenizer)
+    read = busy.runner.read_chunk
+
+    def failing(ids, *rest, **how):
+        if 222 in ids:
+            raise MemoryError
+        return read(ids, *rest, **how)
+
+    monkeypatch.setattr(busy.runner, "read_chunk", failing)
+    good, bad, late = (busy.submit(Request((first, 30), sampling)) for first in (20, 222, 21))
+    while not all(handle.done.is_set() for handle in (good, bad, late)):
+        busy.step()
+    with pytest.raises(MemoryError):
+        bad.result()
+    assert [good.result().ids, late.result().ids] == reference(made, tokenizer, [(20, 30), (21, 30)], sampling)
+    assert busy.slots.used_tokens == 0

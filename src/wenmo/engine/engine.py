@@ -225,7 +225,8 @@ class Engine:
     def step(self) -> None:
         """Takes in what came, reads a piece of the prompts, and writes a token for each running request.
 
-        Whatever goes wrong here ends the requests at hand with the error; the engine itself goes on.
+        What goes wrong while a prompt is read ends its request alone; anything else those at hand, with the error. The
+        engine itself goes on.
         """
         try:
             self._take_in()
@@ -250,25 +251,32 @@ class Engine:
         """Chunks of prompts, one prompt after the other, up to `step_tokens`."""
         left = self.settings.step_tokens
         while left > 0 and (active := self.scheduler.next_to_read(self._has_room)) is not None:
-            reading = self._reading = self._reading or self._begun(active)
-            if self.sources is not None:
-                left -= self._read_source(active, reading)
-                continue
-            chunk = reading.ids[reading.done : reading.done + self.runner.chunk_tokens]
-            alternatives = active.request.prompt_logprobs
-            is_last = reading.done + len(chunk) == len(reading.ids)
-            scores_XV = self.runner.read_chunk(
-                chunk, reading.done, reading.layers, reading.capacity,
-                scores="each" if alternatives is not None else "last" if is_last else "none")
-            if alternatives is not None:
-                following = reading.ids[reading.done + 1 : reading.done + 1 + len(chunk)]
-                reading.logprobs += [logprob_of(scores_V.log_softmax(0), id, alternatives)
-                                     for scores_V, id in zip(scores_XV, following, strict=False)]
-            reading.done += len(chunk)
-            self.num_read += len(chunk)
-            left -= self.runner.chunk_tokens
-            if is_last:
-                self._finish_reading(active, reading, scores_XV[-1])
+            try:
+                left -= self._read_piece(active)
+            except Exception as error:  # of this prompt: the others go on
+                if active in self.scheduler.everyone:
+                    self._end(active, "error", error=error)
+
+    def _read_piece(self, active: Active) -> int:
+        """A chunk of a prompt, or a whole source; gives the number of tokens that it counts for."""
+        reading = self._reading = self._reading or self._begun(active)
+        if self.sources is not None:
+            return self._read_source(active, reading)
+        chunk = reading.ids[reading.done : reading.done + self.runner.chunk_tokens]
+        alternatives = active.request.prompt_logprobs
+        is_last = reading.done + len(chunk) == len(reading.ids)
+        scores_XV = self.runner.read_chunk(
+            chunk, reading.done, reading.layers, reading.capacity,
+            scores="each" if alternatives is not None else "last" if is_last else "none")
+        if alternatives is not None:
+            following = reading.ids[reading.done + 1 : reading.done + 1 + len(chunk)]
+            reading.logprobs += [logprob_of(scores_V.log_softmax(0), id, alternatives)
+                                 for scores_V, id in zip(scores_XV, following, strict=False)]
+        reading.done += len(chunk)
+        self.num_read += len(chunk)
+        if is_last:
+            self._finish_reading(active, reading, scores_XV[-1])
+        return self.runner.chunk_tokens
 
     def _has_room(self, active: Active) -> bool:
         if not self.slots.admit(active, len(active.context) + 1):
