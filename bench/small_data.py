@@ -19,15 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
+from bench.over_seeds import summary, table, train_whole
 from wenmo.device import numpy_rng
 from wenmo.ensemble import load_all
 from wenmo.evaluation import evaluate
 from wenmo.files import read_jsonl, write_json, write_jsonl
-from wenmo.metrics import mean_of_runs, within_noise
 from wenmo.stages.average import average
-from wenmo.stages.library import train
 
 NUM_ROWS = 500
 WAYS: dict[str, tuple[str, ...]] = {
@@ -75,46 +73,17 @@ def one_seed(figures: Path, encoder: str, out: Path, seed: int, ways: Mapping[st
 
     for way, overrides in ways.items():
         began, folder = time.perf_counter(), out / f"seed-{seed}" / way.partition(":")[0].replace(" ", "-")
-        train(given, *overrides, out=folder)
+        train_whole(given, *overrides, out=folder)
         measured(way, began, str(folder))
     if folds:
         began, folder = time.perf_counter(), out / f"seed-{seed}" / "folds"
-        train(given, "data.choose={folds: 5, refit: false}", out=folder)
+        train_whole(given, "data.choose={folds: 5, refit: false}", out=folder)
         measured(FOLDS, began, str(folder / "folds"))
         mean = out / f"seed-{seed}" / "mean"
         if not mean.exists():
             average([str(folder / "folds" / f"fold-{i}") for i in range(1, 6)], mean)
         measured(SOUP, began, str(mean))
     return found
-
-
-def summary(found: Mapping[int, Mapping[str, Mapping[str, float]]]) -> dict[str, Any]:
-    """way → accuracy (mean over seeds, Student's interval), difference to plain paired by seed, seconds of training."""
-    result: dict[str, Any] = {}
-    seeds = list(found.values())
-    for way in seeds[0]:
-        accuracy, deviation = mean_of_runs([each[way]["accuracy"] for each in seeds])
-        gain, _ = mean_of_runs([each[way]["accuracy"] - each["plain"]["accuracy"] for each in seeds])
-        result[way] = {"accuracy": accuracy.as_dict(), "sd": deviation, "difference": gain.as_dict(),
-                       "within_noise": way == "plain" or within_noise(gain),
-                       "seconds": sum(each[way]["seconds"] for each in seeds) / len(seeds)}
-    return result
-
-
-def table(result: Mapping[str, Any], num_seeds: int) -> Table:
-    shown = Table(title=f"{NUM_ROWS} hotel reviews, {num_seeds} seeds")
-    for heading in ("", "accuracy", "95% over seeds", "less plain, paired", "", "seconds"):
-        shown.add_column(heading, justify="left" if not heading else "right", no_wrap=True)
-    for way, row in result.items():
-        accuracy, gain = row["accuracy"], row["difference"]
-        told = "" if way == "plain" else "within noise" if row["within_noise"] else "beyond noise"
-        shown.add_row(way, f"{accuracy['value']:.4f}", _ends(accuracy),
-                      "" if way == "plain" else f"{gain['value']:+.4f} {_ends(gain)}", told, f"{row['seconds']:.0f}")
-    return shown
-
-
-def _ends(estimate: Mapping[str, float | None]) -> str:
-    return "[" + ", ".join("–" if end is None else f"{end:.4f}" for end in (estimate["low"], estimate["high"])) + "]"
 
 
 def main() -> None:
@@ -135,9 +104,10 @@ def main() -> None:
             write_json(record, one_seed(given.figures, given.encoder, given.out, seed, ways, given.only is None,
                                         given.on))
         found[seed] = json.loads(record.read_text(encoding="utf-8"))
-        result = summary(found)
+        result = summary(found, "plain")
         write_json(given.out / "small-data.json", {"seeds": seed + 1, "rows": NUM_ROWS, "ways": result})
-        Console(stderr=True, width=130).print(table(result, seed + 1))
+        Console(stderr=True, width=130).print(
+            table(f"{NUM_ROWS} hotel reviews, {seed + 1} seeds", result, "plain"))
     print(json.dumps(result, indent=2))
 
 
