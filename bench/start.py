@@ -1,31 +1,43 @@
-"""How long `wenmo --help` and `import wenmo` take: whole processes, medians of ten."""
+"""How long `wenmo --help` and `import wenmo` take: whole processes, beside Python's own start.
+
+    python -m bench.start
+"""
 
 from __future__ import annotations
 
-import json
-import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
+
+from bench.rounds import alternate, row, write
+
+COMMANDS = {"wenmo --help": ("-m", "wenmo", "--help"), "import wenmo": ("-c", "import wenmo"),
+            "python -c pass": ("-c", "pass")}
 
 
-def seconds(*command: str) -> float:
-    """Median wall time of ten runs after one warm-up."""
-    times = []
-    for _ in range(11):
+def speed(*arguments: str) -> Callable[[], float]:
+    """Runs a second."""
+
+    def run() -> float:
         began = time.perf_counter()
-        subprocess.run(command, check=True, capture_output=True)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times[1:])
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+        return 1 / (time.perf_counter() - began)
+
+    return run
 
 
-def run() -> dict[str, float]:
-    return {
-        "wenmo --help": round(seconds(sys.executable, "-m", "wenmo", "--help"), 3),
-        "import wenmo": round(seconds(sys.executable, "-c", "import wenmo"), 3),
-        "python -c pass": round(seconds(sys.executable, "-c", "pass"), 3),
-    }
+def run(rounds: int = 11) -> dict[str, Any]:
+    rows, values = [], {}
+    *ours, nothing = COMMANDS
+    for name in ours:
+        found = alternate({name: speed(*COMMANDS[name]), nothing: speed(*COMMANDS[nothing])}, rounds)
+        rows.append(row(name, "s", 1 / found["medians"][name], nothing, 1 / found["medians"][nothing],
+                        found["ratios"][nothing]))
+        values[name] = found
+    return {"title": "Start of a process", "title_zh": "进程启动", "rows": rows, "rounds": values}
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    write("start", run())

@@ -1,174 +1,150 @@
-"""Causal LM training at one shape: transformers, a nanoGPT-like model, and Wenmo, in alternating rounds.
+"""A step of training beside transformers and a nanoGPT-like loop: causal language models and a small BERT.
 
-All get the same allocator settings, threads, AdamW (fused) and token ids; all run bf16, the peers by autocast as their
-users do. Figures are tokens a second, medians over the rounds, and the ratio of Wenmo's to the fastest peer's, taken
-round by round.
+Every side is a process of its own that makes one step when asked, on the same random ids: forward, backward, clipping,
+fused AdamW; bf16 by autocast, as the peers' users have it. "As users run it" means without the allocator settings; all
+other rows of a peer have them. torch.compile has rows of its own, and its compilation is not counted.
+
+    python -m bench.training [ROUNDS [WORK …]]
 """
 
 from __future__ import annotations
 
-import json
-import math
+import shutil
 import statistics
-import time
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-import transformers
-from torch import Tensor, nn
+from bench.environments import Program
+from bench.peers.shapes import Shape
+from bench.rounds import alternate, row, write
 
-from wenmo import device
-from wenmo.data.sequence import Sequence, collate
-from wenmo.models import create
-from wenmo.models.llama import LlamaConfig
-from wenmo.objectives import language_modeling
-from wenmo.training import optimizer
+ROUNDS = 20
+FEW = 4  # rounds where a step takes many seconds
 
 
 @dataclass(frozen=True)
-class Shape:
-    """V words, D wide, L layers, N heads, FF inner, T tokens a sequence, B sequences a step."""
+class Peer:
+    """What runs beside Wenmo. `as_users`: without the allocator settings."""
 
-    V: int = 8192
-    D: int = 512
-    L: int = 8
-    N: int = 8
-    FF: int = 1408
-    T: int = 512
-    B: int = 16
+    name: str
+    model: str = "transformers"
+    dtype: str = "bf16"
+    compiled: bool = False
+    as_users: bool = False
 
 
-Step = Callable[[Tensor], float]
+FP32 = Peer("transformers, fp32: Trainer's default, as users run it", dtype="fp32", as_users=True)
+USERS = Peer("transformers, bf16, as users run it", as_users=True)
+EAGER = Peer("transformers, bf16")
+COMPILED = Peer("transformers, bf16, torch.compile", compiled=True)
+NANO = Peer("nanoGPT-like, bf16", model="nanoGPT-like")
+NANO_COMPILED = Peer("nanoGPT-like, bf16, torch.compile", model="nanoGPT-like", compiled=True)
 
 
-def wenmo_step(shape: Shape) -> tuple[Step, int]:
-    config = LlamaConfig(vocab_size=shape.V, hidden_size=shape.D, num_hidden_layers=shape.L,
-                         num_attention_heads=shape.N, intermediate_size=shape.FF, max_position_embeddings=shape.T,
-                         tie_word_embeddings=True)
-    model = create(config, {"causal_lm": 0}, torch.Generator().manual_seed(0))
-    model.compute_dtype = torch.bfloat16
-    objective = language_modeling()
+@dataclass(frozen=True)
+class Work:
+    """One shape, the peers that are up together, and how many times their speed is the goal (as users run it; best)."""
 
-    def loss_of(ids_BT: Tensor) -> Tensor:
-        rows = ids_BT.numpy()
-        batch = collate(Sequence(i, {"ids": row, "targets": np.append(row[1:], -100)}) for i, row in enumerate(rows))
-        return objective.terms(model, batch)[0].sum / objective.counts(batch)["tokens"]
-
-    adamw = optimizer.build(model, optimizer.AdamW())
-    return _stepping(model, adamw, loss_of), sum(p.numel() for p in model.parameters())
+    name: str
+    shape: Shape
+    together: tuple[tuple[Peer, ...], ...]
+    goal_users: float | None
+    goal_best: float
+    goal_used: float | None = None
 
 
-def _stepping(model: nn.Module, adamw: torch.optim.Optimizer, loss_of: Callable[[Tensor], Tensor]) -> Step:
-    """Loss, gradients, clipping, update: the same for all."""
+WORKS = {
+    "30M": Work("causal LM 30M, T 512, B 16", Shape("causal", 8192, 512, 8, 8, 8, 1408, 512, 16),
+                ((USERS, EAGER, NANO), (COMPILED, NANO_COMPILED), (FP32,)), 2.5, 1.4, 0.4),
+    "T1024": Work("causal LM, D 384, V 16k, T 1024, B 8", Shape("causal", 16384, 384, 8, 6, 6, 1024, 1024, 8),
+                  ((EAGER, NANO), (COMPILED,)), None, 1.3),
+    "135M": Work("causal LM 135M (SmolLM2's shape), T 512, B 4", Shape("causal", 49152, 576, 30, 9, 3, 1536, 512, 4),
+                 ((EAGER, NANO), (COMPILED,)), None, 1.3),
+    "BERT": Work("BERT-small MLM, D 256, 6 layers, T 128, B 64", Shape("masked", 8192, 256, 6, 4, 4, 1024, 128, 64),
+                 ((USERS, EAGER), (COMPILED,)), 2.5, 1.4),
+}
 
-    def step(ids_BT: Tensor) -> float:
-        loss = loss_of(ids_BT)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adamw.step()
-        adamw.zero_grad(set_to_none=True)
-        return float(loss)
+
+def speed(program: Program, of: Shape) -> Callable[[], float]:
+    """Tokens a second of the next step."""
+    number = 0
+
+    def step() -> float:
+        nonlocal number
+        number += 1
+        return float(of.B * of.T / program.ask({"step": number})["seconds"])
 
     return step
 
 
-def _peer(model: nn.Module, loss_of: Callable[[Tensor], Tensor]) -> tuple[Step, int]:
-    adamw = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-
-    def under_autocast(ids_BT: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return loss_of(ids_BT)
-
-    return _stepping(model, adamw, under_autocast), sum(p.numel() for p in model.parameters())
-
-
-def transformers_step(shape: Shape) -> tuple[Step, int]:
-    config = transformers.LlamaConfig(
-        vocab_size=shape.V, hidden_size=shape.D, num_hidden_layers=shape.L, num_attention_heads=shape.N,
-        num_key_value_heads=shape.N, intermediate_size=shape.FF, max_position_embeddings=shape.T,
-        tie_word_embeddings=True)
-    model = transformers.LlamaForCausalLM(config).train()
-    return _peer(model, lambda ids_BT: model(ids_BT, labels=ids_BT, use_cache=False).loss)
+def measure(of: Shape, peers: tuple[Peer, ...], rounds: int) -> dict[str, Any]:
+    """`alternate` of Wenmo and these peers, and what Wenmo's process says of itself."""
+    with ExitStack() as stack:
+        shape = asdict(of)
+        ours = stack.enter_context(Program("wenmo", "wenmo_training.py", {"shape": shape, "dtype": "bf16"}))
+        theirs = {peer.name: stack.enter_context(Program("transformers", "transformers_training.py", {
+            "shape": shape, "model": peer.model, "dtype": peer.dtype, "compiled": peer.compiled,
+        }, allocator=not peer.as_users)) for peer in peers}
+        sides = {"Wenmo": speed(ours, of), **{name: speed(each, of) for name, each in theirs.items()}}
+        found = alternate(sides, rounds, warm_up=2)
+        peak = ours.ask({"peak": True})["peak"]
+        versions = dict(pair for each in (*theirs.values(), ours) for pair in each.ready["versions"].items())
+    used = found["medians"]["Wenmo"] * ours.ready["flops_per_token"] / peak
+    return {**found, "parameters": ours.ready["parameters"], "peak_flops": peak, "model_flops_utilisation": used,
+            "versions": versions}
 
 
-class _Gpt2(nn.Module):
-    """The model of a nanoGPT-like loop: fused q/k/v, SDPA, GELU of four times the width, layer norm, tied output."""
-
-    def __init__(self, shape: Shape) -> None:
-        super().__init__()
-        D = shape.D
-        self.heads = shape.N
-        self.words, self.places = nn.Embedding(shape.V, D), nn.Embedding(shape.T, D)
-        self.blocks = nn.ModuleList(nn.ModuleDict({
-            "norm1": nn.LayerNorm(D, bias=False), "qkv": nn.Linear(D, 3 * D, bias=False),
-            "out": nn.Linear(D, D, bias=False), "norm2": nn.LayerNorm(D, bias=False),
-            "up": nn.Linear(D, 4 * D, bias=False), "down": nn.Linear(4 * D, D, bias=False)}) for _ in range(shape.L))
-        self.norm = nn.LayerNorm(D, bias=False)
-        self.head = nn.Linear(D, shape.V, bias=False)
-        self.words.weight = self.head.weight
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                shrink = math.sqrt(2 * shape.L) if name.endswith(("out.weight", "down.weight")) else 1
-                nn.init.normal_(parameter, std=0.02 / shrink)
-
-    def loss(self, ids_BT: Tensor) -> Tensor:
-        B, T = ids_BT.shape
-        x = self.words(ids_BT) + self.places(torch.arange(T))
-        for block in self.blocks:
-            q, k, v = (part.view(B, T, self.heads, -1).transpose(1, 2)
-                       for part in block["qkv"](block["norm1"](x)).split(x.shape[-1], dim=2))
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-            x = x + block["out"](y.transpose(1, 2).reshape(B, T, -1))
-            x = x + block["down"](F.gelu(block["up"](block["norm2"](x))))
-        logits = self.head(self.norm(x))
-        return F.cross_entropy(logits[:, :-1].reshape(-1, logits.shape[-1]).float(), ids_BT[:, 1:].reshape(-1))
+def rows_of(work: Work, groups: list[tuple[tuple[Peer, ...], dict[str, Any] | None]]) -> list[dict[str, Any]]:
+    """A row for each peer; the goal beside the fastest stands at the one whose ratio is lowest."""
+    measured = [(peer, found) for peers, found in groups if found is not None for peer in peers]
+    slowest_lead = min((found["ratios"][peer.name]["median"] for peer, found in measured), default=None)
+    rows = []
+    for peers, found in groups:
+        for peer in peers:
+            if found is None:
+                rows.append(row(work.name, "tok/s", "", peer.name, None, note="torch.compile needs g++"))
+                continue
+            ratio = found["ratios"][peer.name]
+            goals = [f"≥ {work.goal_users} ×"] if peer == USERS and work.goal_users else []
+            reached = [ratio["median"] >= work.goal_users] if peer == USERS and work.goal_users else []
+            if ratio["median"] == slowest_lead:
+                goals.append(f"≥ {work.goal_best} × the fastest")
+                reached.append(ratio["median"] >= work.goal_best)
+            medians = found["medians"]
+            rows.append(row(work.name, "tok/s", medians["Wenmo"], peer.name, medians[peer.name], ratio,
+                            "; ".join(goals), all(reached) if reached else None))
+    if work.goal_used is not None:
+        used = statistics.median(found["model_flops_utilisation"] for _, found in groups if found is not None)
+        rows.append(row(work.name, "", used, "the machine's best bf16 product, 4096³", None, None,
+                        f"≥ {work.goal_used}", used >= work.goal_used, "model FLOPs utilisation"))
+    return rows
 
 
-def nano_step(shape: Shape) -> tuple[Step, int]:
-    model = _Gpt2(shape).train()
-    return _peer(model, model.loss)
-
-
-def gemm_peak() -> float:
-    """FLOP/s of the best of ten bf16 products at 4096³."""
-    a, b = (torch.randn(4096, 4096).bfloat16() for _ in range(2))
-    c = torch.empty(4096, 4096, dtype=torch.bfloat16)
-    best = math.inf
-    for _ in range(10):
-        began = time.perf_counter()
-        torch.mm(a, b, out=c)
-        best = min(best, time.perf_counter() - began)
-    return 2 * 4096**3 / best
-
-
-def run(shape: Shape = Shape(), rounds: int = 5) -> dict[str, object]:
-    """{"tokens_per_second": {name: median}, "ratio_to_fastest_peer": median, …}."""
-    device.keep_memory()
-    made = {"wenmo": wenmo_step(shape), "transformers": transformers_step(shape), "nanoGPT-like": nano_step(shape)}
-    rng = np.random.default_rng(0)
-    speeds: dict[str, list[float]] = {name: [] for name in made}
-    for number in range(rounds + 1):
-        ids_BT = torch.from_numpy(rng.integers(0, shape.V, (shape.B, shape.T)))
-        for name, (step, _) in made.items():
-            began = time.perf_counter()
-            step(ids_BT)
-            if number:  # the first round warms up
-                speeds[name].append(shape.B * shape.T / (time.perf_counter() - began))
-    ratios = [mine / max(peers) for mine, *peers in zip(*speeds.values(), strict=True)]
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    peak = gemm_peak()
-    flops_per_token = 6 * made["wenmo"][1] + 6 * shape.L * shape.T * shape.D
-    return {
-        "shape": vars(shape), "rounds": rounds, "threads": torch.get_num_threads(),
-        "parameters": {name: count for name, (_, count) in made.items()},
-        "tokens_per_second": {name: round(value) for name, value in medians.items()},
-        "ratio_to_fastest_peer": round(statistics.median(ratios), 3), "ratios": [round(ratio, 3) for ratio in ratios],
-        "model_flops_utilisation": round(medians["wenmo"] * flops_per_token / peak, 3), "gemm_peak_flops": round(peak),
-    }
+def run(rounds: int, names: list[str]) -> None:
+    rows: list[dict[str, Any]] = []
+    versions: dict[str, str] = {}
+    whole: dict[str, Any] = {}
+    for name in names:
+        work = WORKS[name]
+        groups: list[tuple[tuple[Peer, ...], dict[str, Any] | None]] = []
+        for peers in work.together:
+            if any(peer.compiled for peer in peers) and shutil.which("g++") is None:
+                groups.append((peers, None))
+                continue
+            found = measure(work.shape, peers, min(rounds, FEW) if FP32 in peers else rounds)
+            versions |= found.pop("versions")
+            groups.append((peers, found))
+            print(name, {side: round(value) for side, value in found["medians"].items()}, file=sys.stderr, flush=True)
+        rows += rows_of(work, groups)
+        whole[name] = [found for _, found in groups]
+    write("training", {
+        "title": "A step of training", "title_zh": "训练一步", "rows": rows, "versions": versions, "rounds": whole,
+        "about": ["Tokens a second of whole steps (forward, backward, clipping, AdamW) on random ids. Model FLOPs are "
+                  "6 N + 6 L T D a token, a tied head counted once."]})
 
 
 if __name__ == "__main__":
-    print(json.dumps(run(), indent=2))
+    run(int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS, sys.argv[2:] or list(WORKS))

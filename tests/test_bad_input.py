@@ -59,6 +59,11 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
     "unknown key": (["train.stepz=3"], 2, "unknown key `train.stepz`", "classification.yaml", "did you mean `steps`?"),
     "unknown key of a kind": (["model.hiden_size=3"], 2, "unknown key `model.hiden_size`", "classification.yaml",
                               "did you mean `hidden_size`?"),
+    "a key that stands elsewhere": (["epochs=3"], 2, "unknown key `epochs`", ".yaml", "did you mean `train.epochs`?"),
+    "a key that stands deeper": (["train.lr=3"], 2, "unknown key `train.lr`", ".yaml", "mean `train.optimizer.lr`?"),
+    "a misspelt key that stands elsewhere": (["epoch=3"], 2, "unknown key `epoch`", ".yaml", "mean `train.epochs`?"),
+    "a path alone as a source": (["data.train=[people.txt]"], 2, "(`people.txt`): keys with values are wanted", ".yaml",
+                                 "correct it"),
     "a key is missing": (["data.train=[{limit: 3}]"], 2, "the key `data.train.0.path` is missing", "", "correct it"),
     "sizes that do not fit": (["model={type: llama, hidden_size: 30, num_attention_heads: 4}"], 2,
                               "`model`: hidden_size (30) must be a multiple of num_attention_heads (4)", "",
@@ -70,7 +75,7 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
     "unknown key beside a tokenizer": (["tokenizer.trian={}"], 2, "unknown key `tokenizer.trian`", ".yaml", "`train`?"),
     "wrong type": (["train.steps=many"], 2, "`train.steps` (`many`)", ".yaml", "correct it in the recipe"),
     "several faults": (["seed=x", "train.stepz=3", "data.max_token=4"], 2,
-                       "`seed` (`x`): Input should be a valid integer", ".yaml", "`max_tokens`? did you mean `steps`?"),
+                       "`seed` (`x`): a whole number is wanted", ".yaml", "`max_tokens`? did you mean `steps`?"),
     "not an override": (["train.steps"], 2, "not an override: train.steps", "", "write key.key=value"),
     "no such item": (["data.train.3.path=x"], 2, "there is no item `3`", "data.train.3.path=x", "items count from 0"),
     "missing file": ([RATED + "revews-train.csv}"], 1, "no such file", "data/revews-train.csv",
@@ -166,7 +171,10 @@ COMMANDS: dict[str, tuple[list[str], int, str, str, str]] = {
     "a column nobody needs": (["evaluate", "classifier", TEST, "--columns", "tixt=review"], 2, "uses a column `tixt`",
                               TEST, "did you mean `text`?"),
     "a label never seen": (["evaluate", "classifier", "data/unheard.csv"], 1, "the label `neutral` was never seen",
-                           "label", "known labels: negative, positive"),
+                           "data/unheard.csv:42, label", "known labels: negative, positive"),
+    "a label never seen, two models": (["evaluate", "classifier", "classifier", "data/unheard.csv"], 1,
+                                       "the label `neutral` was never seen", "data/unheard.csv:42, label", "known"),
+    "an empty query": (["embed", "classifier", TEST, "--nearest", " "], 2, "an empty query", "--nearest", "TEXT"),
     "a number format": (["predict", "classifier", TEST, "--dtype", "fp8"], 2, "no such number format", "fp8", "bf16"),
     "no threads": (["predict", "classifier", TEST, "--threads", "0"], 2, "--threads", "wenmo predict", "--help"),
     "a classifier does not write": (["generate", "classifier", "-p", "新"], 1, "cannot generate", "classifier",
@@ -213,7 +221,7 @@ def test_in_chinese(wenmo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert wenmo(*command, "train.stepz=3").message == [
         "未知的键 `train.stepz`", "位置：classification.yaml", "办法：是否想写 `steps`？"]
     assert wenmo("evaluate", "classifier", "data/unheard.csv").message == [
-        "标签 `neutral` 在训练中从未出现", "位置：label", "办法：已知标签：negative, positive"]
+        "标签 `neutral` 在训练中从未出现", "位置：data/unheard.csv:42, label", "办法：已知标签：negative, positive"]
     assert wenmo("show", "nowhere").message[0] == "找不到模型"
 
 
@@ -352,10 +360,26 @@ def test_a_model_that_lies_where_one_cannot_write_is_measured_all_the_same(
     assert not Path("gpt/evaluations.jsonl").exists()
 
 
+@pytest.mark.parametrize(("arguments", "what"), [
+    (["tran"], "没有命令 tran。"), (["show", "gpt", "--nope"], "没有选项 --nope"), (["evaluate", "gpt"], "缺少参数"),
+    (["predict", "classifier", TEST, "more", "yet"], "多出的参数：more yet"),
+    (["predict", "classifier", TEST, "--threads", "0"], "--threads 的值不合适：不得小于 1"),
+    (["train", "classification.yaml", "--out", "x", "seed=x", "train.steps=0"],
+     "`seed` (`x`): 应为整数; `train.steps` (`0`): 须大于 0"),
+])
+def test_typing_mistakes_are_told_in_chinese(wenmo: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str],
+                                             what: str) -> None:
+    monkeypatch.setenv("WENMO_LANG", "zh")
+    result = wenmo(*arguments)
+    assert result.code == 2
+    assert what in result.err
+
+
 def test_no_traceback_from_the_real_command() -> None:
     ended = subprocess.run([sys.executable, "-m", "wenmo", "evaluate", "classifier", "data/unheard.csv"],
                            capture_output=True, text=True, env={**os.environ, "WENMO_LANG": "en"})
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.splitlines()[-3:] == [
-        "the label `neutral` was never seen in training", "where: label", "mend:  known labels: negative, positive"]
+        "the label `neutral` was never seen in training", "where: data/unheard.csv:42, label",
+        "mend:  known labels: negative, positive"]
     assert "Traceback" not in ended.stderr

@@ -183,6 +183,16 @@ def test_show_holds_a_model_to_its_golden_prompts(wenmo: Command, tmp_path: Path
     assert "answers the golden prompts differently" in wenmo("show", tmp_path / "changed").message[0]
 
 
+def test_show_speaks_chinese(wenmo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for names of tensors, metrics and files, which are the same in both languages."""
+    monkeypatch.setenv("WENMO_LANG", "zh")
+    facts = wenmo("show", "gpt").out.partition("\n参数")[0]
+    for name in ("模型结构", "参数量", "来历", "数据 sha256", "步数", "分数", "黄金提示", "最大差异"):
+        assert name in facts
+    shown = {*re.findall(r"^ *([a-z_]+) ", facts, re.MULTILINE)}
+    assert not shown - {"macro_f", "ece", "sha"}, shown
+
+
 def test_tokenizer_json(wenmo: Command, tmp_path: Path) -> None:
     (tmp_path / "english.txt").write_text("only English words here, and no other\n" * 20)
     trained = only_json(wenmo("tokenizer", "train", tmp_path / "english.txt", "--out", tmp_path / "tok",

@@ -70,6 +70,17 @@ def test_shards_give_back_what_was_written(tmp_path_factory, lengths, shard_toke
     opened.verify()
 
 
+@settings(deadline=None, max_examples=30)
+@given(lengths=st.lists(st.integers(0, 30), min_size=1, max_size=40).filter(any), shard_tokens=st.integers(1, 100),
+       written_tokens=st.integers(1, 60))
+def test_how_much_is_written_at_once_is_no_matter(tmp_path_factory, lengths, shard_tokens, written_tokens):
+    folder = tmp_path_factory.mktemp("s")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "WRITTEN_TOKENS", written_tokens)
+        some = write(folder / "some", lengths, shard_tokens=shard_tokens)
+    assert some.manifest == write(folder / "whole", lengths, shard_tokens=shard_tokens).manifest
+
+
 def test_sha256_names_the_tokens_alone(tmp_path):
     assert write(tmp_path / "a", [5, 9]).sha256 == write(tmp_path / "b", [5, 9], meta={"source": "x"}).sha256
     assert write(tmp_path / "a", [5, 9]).sha256 != write(tmp_path / "c", [9, 5]).sha256

@@ -271,7 +271,7 @@ def test_recipes_in_the_documents_are_accepted(path: Path) -> None:
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)
 def test_python_uses_what_there_is(path: Path) -> None:
-    methods = {name.removeprefix("Loaded.") for name in symbols(ROOT / "src/wenmo/loaded.py")}
+    methods = {name.partition(".")[2] for file in (ROOT / "src/wenmo/loaded").glob("*.py") for name in symbols(file)}
     source = "\n".join(body for _, language, body in blocks(path) if language == "python")
     loaded: set[str] = set()
     for node in ast.walk(ast.parse(source)):

@@ -27,7 +27,7 @@ from wenmo.text.tokenizer_training import TokenizerSettings
 
 VOCAB = 300
 SHAPES = {
-    "llama": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=16,
+    "llama": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2, head_dim=32,
                   intermediate_size=64, max_position_embeddings=600),
     "mistral": dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
                     intermediate_size=64, max_position_embeddings=600, sliding_window=20),
@@ -68,25 +68,27 @@ def reference(made, tokenizer, all_prompts, sampling: Sampling) -> list[tuple[in
     return [generate(made, tokenizer, [prompt], sampling, NO_ENDS)[0][0].ids for prompt in all_prompts]
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-def test_it_writes_what_the_reference_writes(kind, tokenizer) -> None:
+@pytest.mark.parametrize(("kind", "native"), [*((kind, "auto") for kind in SHAPES), ("llama", "off"), ("qwen3", "off")])
+def test_it_writes_what_the_reference_writes(kind, native, tokenizer) -> None:
     made, sampling = model(kind), Sampling(max_new_tokens=12)
     asked = prompts(8, seed=1)
-    found = [done.ids for done in engine(made, tokenizer).generate([Request(ids, sampling) for ids in asked])]
+    found = [done.ids for done in engine(made, tokenizer, native=native).generate(
+        [Request(ids, sampling) for ids in asked])]
     assert found == reference(made, tokenizer, asked, sampling)
     assert len(set(found)) > 4
 
 
+@pytest.mark.parametrize("native", ["on", "off"])
 @pytest.mark.parametrize("format", get_args(Format))
-def test_nobody_changes_what_another_gets(format, tokenizer) -> None:
+def test_nobody_changes_what_another_gets(format, native, tokenizer) -> None:
     """Alone, and among others that come at other times, are cancelled, and take the memory away."""
     made = model()
     asked = prompts(20, seed=2)
-    solo = engine(made, tokenizer, format=format, prefix_tokens=0)
+    solo = engine(made, tokenizer, format=format, native=native, prefix_tokens=0)
     alone = [solo.generate([Request(ids, Sampling(max_new_tokens=30))])[0].ids for ids in asked]
     rng = random.Random(3)
     for settings_ in (dict(cache_tokens=2048), dict(cache_tokens=1024, prefix_tokens=256), dict(max_running=3)):
-        busy = engine(made, tokenizer, format=format, **settings_)
+        busy = engine(made, tokenizer, format=format, native=native, **settings_)
         waiting, handles = list(enumerate(asked)), {}
         rng.shuffle(waiting)
         while waiting or not all(handle.done.is_set() for handle in handles.values()):
@@ -235,7 +237,7 @@ def test_what_cannot_be_served_is_refused(tokenizer) -> None:
 def test_damaged_weights_end_a_request_and_not_the_engine(tokenizer) -> None:
     made = model()
     busy = engine(made, tokenizer)
-    weight = busy.model.model.norm.weight
+    weight = busy.model.model.embed_tokens.weight
     kept = weight.data.clone()
     weight.data.fill_(float("nan"))
     with pytest.raises(NumericsError):
@@ -312,14 +314,14 @@ def test_a_result_may_be_asked_for_twice(tokenizer) -> None:
 def test_a_prompt_that_cannot_be_read_is_alone(tokenizer, monkeypatch) -> None:
     made, sampling = model(), Sampling(max_new_tokens=5)
     busy = engine(made, tokenizer)
-    read = busy.runner.read_chunk
+    read = busy.runner.read
 
-    def failing(ids, *rest, **how):
-        if 222 in ids:
+    def failing(pieces):
+        if any(222 in piece.ids for piece in pieces):
             raise MemoryError
-        return read(ids, *rest, **how)
+        return read(pieces)
 
-    monkeypatch.setattr(busy.runner, "read_chunk", failing)
+    monkeypatch.setattr(busy.runner, "read", failing)
     good, bad, late = (busy.submit(Request((first, 30), sampling)) for first in (20, 222, 21))
     while not all(handle.done.is_set() for handle in (good, bad, late)):
         busy.step()

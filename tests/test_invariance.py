@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import small_data
-import wenmo.loaded
+import wenmo.loaded.held
 from wenmo.files import write_jsonl
 from wenmo.loaded import Loaded, load
 from wenmo.stages.library import train
@@ -128,7 +128,7 @@ def test_whatever_the_batch_size(case: tuple[Loaded, list[Any]], batch_tokens: i
                                  monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = case
     before = asked(model, rows)
-    monkeypatch.setattr(wenmo.loaded, "BATCH_TOKENS", batch_tokens)
+    monkeypatch.setattr(wenmo.loaded.held, "BATCH_TOKENS", batch_tokens)
     after = asked(model, rows)
     for one, other in zip(before, after, strict=True):
         largest, turned = differences(one, other)
@@ -166,6 +166,6 @@ def test_the_metrics_too(case: tuple[Loaded, list[Any]], monkeypatch: pytest.Mon
         return {name: estimate.value for name, estimate in measured.metrics.items()}
 
     before = values(rows)
-    monkeypatch.setattr(wenmo.loaded, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(wenmo.loaded.held, "BATCH_TOKENS", 64)
     # Ten times as much: a correlation of scores that hardly differ makes more of their last digits.
     assert values(rows[::-1]) == pytest.approx(before, rel=10 * TOLERANCE, abs=10 * TOLERANCE)

@@ -187,7 +187,7 @@ def test_a_mixture_of_sources_for_different_tasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("temperature", "expected"), [(1.0, 1.0), (2.0, 2.0), (1e9, 4.0)])
 def test_temperature_draws_small_sources_more_often(tmp_path: Path, temperature: float, expected: float) -> None:
     """A quarter of the rows is drawn 4^(1 − 1/T) times."""
-    from wenmo.stages.prepare import _more
+    from wenmo.stages.prepare.examples import _more
 
     assert _more(0.25, temperature) == pytest.approx(expected)
     assert _more(1.0, temperature) == 1.0

@@ -15,7 +15,7 @@ from torch import nn
 from oracle import theirs
 from wenmo import golden, loaded, modeldir
 from wenmo.errors import DataError, ModelError, RecipeError
-from wenmo.loaded import Loaded
+from wenmo.loaded import Loaded, held
 from wenmo.tasks.language_modeling import shares
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer import Tokenizer
@@ -97,7 +97,7 @@ def test_order_and_company_change_no_class(load: Any, monkeypatch: pytest.Monkey
     for row, answer in zip(order, model.predict([{"text": TEXTS[row]} for row in order]), strict=True):
         assert answer["label"] == expected[row]["label"]
         alike(list(answer["scores"].values()), list(expected[row]["scores"].values()))
-    monkeypatch.setattr(loaded, "BATCH_TOKENS", 1)  # each alone
+    monkeypatch.setattr(held, "BATCH_TOKENS", 1)  # each alone
     alike([list(answer["scores"].values()) for answer in model.predict(TEXTS)],
           [list(answer["scores"].values()) for answer in expected])
     assert model.predict([]) == []
@@ -161,7 +161,7 @@ def test_texts_that_predict_nothing_score_zero(load: Any) -> None:
 def test_a_long_text_is_no_matter_of_memory(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load("llama")
     expected = model.score([LONG, TEXTS[0]])
-    monkeypatch.setattr(loaded, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(held, "BATCH_TOKENS", 64)
     largest = 0
 
     def watch(module: nn.Module, arguments: Any) -> None:
@@ -199,7 +199,7 @@ def test_vectors_are_means_of_length_one(load: Any, folders: dict[str, Any], mon
     alike(vectors, expected / np.linalg.norm(expected, axis=1, keepdims=True))
     order = shuffled(len(texts))
     alike(model.embed([texts[row] for row in order]), vectors[order])
-    monkeypatch.setattr(loaded, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(held, "BATCH_TOKENS", 1)
     alike(model.embed(texts), vectors)
     assert model.embed([]).shape == (0, 48)
 

@@ -19,7 +19,9 @@ from wenmo.modeldir import Opened, adapt, merge, open_model, save_model
 from wenmo.models import classify, logits
 from wenmo.models.lora import LoraSettings, round_frozen
 from wenmo.models.resize import with_vocabulary
-from wenmo.nn.lora import LoraLinear
+from wenmo.nn.dropout import drop, kept_bits
+from wenmo.nn.linear import Conv1D
+from wenmo.nn.lora import LoraLinear, LowRank
 from wenmo.tensors import load_tensors
 
 peft = pytest.importorskip("peft", reason="PEFT is the oracle here")
@@ -331,3 +333,58 @@ def test_a_frozen_base_in_bf16_computes_as_its_masters_would(name: str, bases: P
     assert all(ends[key].dtype == torch.float32 for key in gradients)
     assert far(*(torch.cat([gradient.flatten() for gradient in each])
                  for each in ([ends[key].grad for key in gradients], gradients.values()))) < 0.1
+
+
+# Its own backward -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv", "dora"])
+def test_the_backward_is_autograds(kind: str) -> None:
+    """With dropout: the mask that the backward draws again is the forward's."""
+    torch.manual_seed(0)
+    base = Conv1D(6, 5) if kind == "conv" else nn.Linear(6, 5)
+    module = LoraLinear(base.requires_grad_(False), LowRank(2, 0.7, dropout=0.3, dora=kind == "dora"))
+    module.initialise("gaussian", torch.Generator().manual_seed(1))
+    shake(module)
+    x = torch.randn(40, 6, requires_grad=True)
+    module.weight.data.normal_()
+
+    torch.manual_seed(2)
+    out = module(x)
+    torch.autograd.backward(out.square().sum())
+    found = [x.grad, *(parameter.grad for parameter in module.parameters() if parameter.requires_grad)]
+
+    x.grad = None
+    module.zero_grad()
+    torch.manual_seed(2)
+    kept = drop(torch.ones_like(x), kept_bits(x.shape, 0.3), 0.3)
+    weight = module.weight.t() if kind == "conv" else module.weight
+    product = x @ weight.t() + 0.7 * (x * kept) @ module.lora_A.weight.t() @ module.lora_B.weight.t()
+    if kind == "dora":
+        lengths = (weight + 0.7 * module.lora_B.weight @ module.lora_A.weight).norm(dim=1).detach()
+        product = product * (module.lora_magnitude_vector / lengths)
+    expected_out = product + module.bias
+    close(out, expected_out)
+    torch.autograd.backward(expected_out.square().sum())
+    expected = [x.grad, *(parameter.grad for parameter in module.parameters() if parameter.requires_grad)]
+    assert len(found) == (4 if kind == "dora" else 3)
+    for mine, autograds in zip(found, expected, strict=True):
+        assert mine is not None
+        assert autograds is not None
+        torch.testing.assert_close(mine, autograds, atol=1e-4, rtol=1e-5)
+
+
+def test_little_is_kept_for_the_backward() -> None:
+    """The input, which neighbours keep too; neither the mask nor what it made of the input."""
+    module = LoraLinear(nn.Linear(64, 64).requires_grad_(False), LowRank(2, 0.7, dropout=0.3))
+    kept: dict[int, int] = {}
+
+    def count(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    x = torch.randn(1000, 64)
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        module(x)
+    del kept[x.untyped_storage().data_ptr()]
+    assert sum(kept.values()) < 0.2 * x.numel() * 4

@@ -23,7 +23,7 @@ from test_parity import close, sequences
 from wenmo import modeldir
 from wenmo.errors import ModelError, StorageError
 from wenmo.locate import locate
-from wenmo.modeldir import Opened, open_model, open_tokenizer, save_model
+from wenmo.modeldir import Opened, open_model, open_tokenizer, save_model, saving
 from wenmo.models import architecture, create, logits
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
@@ -670,13 +670,13 @@ def test_what_goes_wrong_while_saving_leaves_the_old_folder_whole(
     opened = open_model(str(tmp_path / "theirs"))
     save_model(tmp_path / "model", opened)
     before = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
-    original = getattr(modeldir, name)
+    original = getattr(saving, name)
 
     def full_disk(path: Path, *arguments: Any) -> None:
         original(path, *arguments)  # the file is there already, the folder is not complete
         raise StorageError("disk full")
 
-    monkeypatch.setattr(modeldir, name, full_disk)
+    monkeypatch.setattr(saving, name, full_disk)
     opened.model.cls.predictions.bias.data += 1
     with pytest.raises(StorageError):
         save_model(tmp_path / "model", opened)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -362,7 +363,7 @@ def _forecast(**changes: Any) -> Forecast:
 
 def _given(**changes: Any) -> Given:
     on = machine.Device(torch.device("cpu"), torch.bfloat16, 4)
-    return replace(Given(on, 1, 6144, 128, 512, "head", True, True, 16 << 30, 4), **changes)
+    return replace(Given(on, 1, 6144, 128, 512, "head", True, True, False, 16 << 30, 4), **changes)
 
 
 def test_advice_follows_the_figures() -> None:
@@ -371,7 +372,12 @@ def test_advice_follows_the_figures() -> None:
 
     assert overrides(_forecast(), _given()) == []
     assert fitting_tokens(_forecast(), 16 << 30) == int((0.9 * 16 - 2) * 1024)
-    assert overrides(_forecast(), _given(memory_bytes=4 << 30)) == ["train.accumulation=4", "model.lora={rank: 8}"]
+    assert overrides(_forecast(), _given(memory_bytes=4 << 30)) == [
+        "train.accumulation=4", "train.checkpoint_activations=true", "model.lora={rank: 8}"]
+    assert overrides(_forecast(), _given(memory_bytes=4 << 30, checkpoints=True)) == [
+        "train.accumulation=4", "model.lora={rank: 8}"]
+    assert overrides(_forecast(bytes_per_token=2**16), _given(memory_bytes=4 << 30, adapts=False)) == [
+        "train.accumulation=2"]
     assert overrides(_forecast(truncated=0.3), _given()) == ["data.too_long=window"]
     assert overrides(_forecast(truncated=0.3), _given(windows=False)) == ["data.max_tokens=256"]
     assert overrides(_forecast(truncated=0.3), _given(windows=False, longest=128)) == []
@@ -413,6 +419,9 @@ def test_suggestions_follow_rows_time_and_memory() -> None:
     assert "0.941" in many[0].quality
     assert many[0].fits
     assert [each.fits for each in many] == sorted((each.fits for each in many), reverse=True)
+    for task, figure in (("classification", "0.956"), ("similarity", "0.878"), ("joint", "0.990")):
+        assert any(figure in each.quality for each in suggest(Asked(task, 5_000, language="en")))
+        assert not any("chinese" in each.route.start for each in suggest(Asked(task, 5_000, language="en")))
     few = suggest(Asked("classification", 300))
     assert "lora" in few[0].route.start
     assert not suggest(Asked("classification", 40_000, minutes=1))[0].fits_time
@@ -432,8 +441,8 @@ def test_the_figures_of_the_table_stand_in_the_results() -> None:
     for route in ROUTES:
         assert bool(route.quality) == bool(route.row)
         if route.row:
-            first = next(word.strip(",;()") for word in route.quality.split() if word[0].isdigit())
-            assert first in sections[route.row], route.quality
+            for figure in re.findall(r"\d+\.\d+", route.quality):
+                assert figure in sections[route.row], route.quality
         for path in route.start.split(", "):
             if path.endswith(".yaml"):
                 assert (ROOT / path).exists(), path

@@ -199,6 +199,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "AdamW.lr": (MASKED, (), "train.optimizer.lr=1e-4"),
     "AdamW.betas": (MASKED, (), "train.optimizer.betas=[0.5, 0.9]"),
     "AdamW.eps": (MASKED, (), "train.optimizer.eps=0.1"),
+    "AdamW.state_bits": (MASKED, (), "train.optimizer.state_bits=8"),
     "AdamW.weight_decay": (MASKED, (), "train.optimizer.weight_decay=1"),
     "Lamb.lr": (MASKED, LAMB, "train.optimizer.lr=1e-4"),
     "Lamb.betas": (MASKED, LAMB, "train.optimizer.betas=[0.5, 0.9]"),
@@ -365,6 +366,8 @@ ELSEWHERE = {
     "TextToTextSettings.generation", "GenerationSettings.num_beams", "GenerationSettings.length_penalty",
     "GenerationSettings.no_repeat_ngram_size", "GenerationSettings.max_new_tokens",  # the same: test_text_to_text.py
     "ChatSettings.max_new_tokens",  # of the answers of `predict`: test_chat_task.py
+    "TrainSettings.checkpoint_activations",  # the same weights in less memory: test_checkpointing.py
+    "TrainSettings.parallel", "ParallelSettings.type",  # among several processes: test_processes.py
     # That the keys of the kinds of rope act, test_parity.py says.
     "Linear", "Dynamic", "Yarn", "LongRope", "Llama3",
     # Made of settings that are here: any change in them is a change in those.
@@ -389,6 +392,8 @@ USELESS = {
     "has no chat template": (CHAT, "task.template=null"),
     "there is no|no row says": (CAUSAL, f"{FIRST}.fill={{nobody: says}}"),
     "too_long": (MASKED, "data.too_long=tail"),
+    "`data.too_long` does nothing": (TAGS, *TAGGED, "data.too_long=refuse"),
+    "`model.lora.targets`": (CLASSES, *LORA, "model.lora.targets=[]"),
     "is for single texts": (CLASSES, *only("pairs.csv"), "task.pair=true", "data.too_long=window"),
     "less than half of data.max_tokens": (CLASSES, *WINDOWS, "data.overlap_tokens=4"),
     "no text is read in windows": (CLASSES, "data.pool=max"),

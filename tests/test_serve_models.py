@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -14,19 +15,25 @@ import torch
 from oracle import theirs
 from wenmo import loaded
 from wenmo.config import parse
-from wenmo.engine import EngineSettings, Request
+from wenmo.engine import DraftSettings, EngineSettings, FormatOrAuto, Request, chosen_format
 from wenmo.engine.batcher import BatcherSettings
-from wenmo.engine.packed import Format
+from wenmo.engine.packed import Format, Packed
 from wenmo.errors import DataError, ModelError, UsageError
 from wenmo.generate import Sampling
+from wenmo.loaded import load
 from wenmo.modeldir import adapt, open_model, save_model
 from wenmo.models.lora import LoraSettings
+from wenmo.serve.app import create_app
 from wenmo.serve.models import Models, ModelsBusy, ModelsSettings, UnknownModel
+from wenmo.serve.served import Served
+from wenmo.serve.settings import ServeSettings
+from wenmo.stages.compress import compress
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
 
 TEXTS = ["春天来了，天气渐渐暖和起来。", "好", "The days are getting longer.", "not good", "很差，不会再来。" * 3]
 ENGINE = EngineSettings(cache_tokens=512, prefix_tokens=128)
+AUTO = chosen_format("auto")
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +277,74 @@ def adapters(folders: dict[str, str], tmp_path_factory: pytest.TempPathFactory) 
         save_model(base / name, opened)
         found[name] = str(base / name)
     return found
+
+
+@pytest.mark.parametrize(("route", "given"), [("predict", {"model": "classes", "rows": TEXTS}),
+                                              ("embeddings", {"model": "body", "input": TEXTS})])
+def test_who_leaves_gets_its_tokens_back(route: str, given: dict[str, Any], folders: dict[str, str],
+                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        num_tokens = sum(map(len, load(folders["body"]).tokenizer.encode_batch(TEXTS)))
+        app = create_app(models_of(folders, "classes", "body"), ServeSettings(tokens_per_minute=num_tokens + 1))
+        reached = asyncio.Event()
+
+        async def slow(*_: Any) -> None:
+            reached.set()
+            await asyncio.sleep(60)
+
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(Served, "predict", slow)
+                patch.setattr(Served, "embed", slow)
+                leaving = asyncio.create_task(client.post(f"/v1/{route}", json=given))
+                await reached.wait()
+                leaving.cancel()
+                await asyncio.gather(leaving, return_exceptions=True)
+            codes = [(await client.post(f"/v1/{route}", json=given)).status_code for _ in range(2)]
+            assert codes == [200, 429]
+        await app.state.models.aclose()
+
+    run(work())
+
+
+@pytest.mark.parametrize("format", ["fp32", "bf16"])
+def test_a_draft_model_is_counted(format: Format, folders: dict[str, str]) -> None:
+    """Its weights, and the keys and values that it keeps."""
+    guessing = ENGINE.model_copy(update={"speculate": DraftSettings(draft=folders["writer"]), "format": format})
+    found = []
+
+    async def work() -> None:
+        for engine in (ENGINE.model_copy(update={"format": format}), guessing):
+            models = Models(folders, ModelsSettings(), engine)
+            async with models.use("writer") as writer:
+                found.append(writer.num_bytes)
+            await models.aclose()
+
+    run(work())
+    weights = sum(parameter.numel() * 4 for parameter in load(folders["writer"]).model.parameters())
+    assert found[1] - found[0] > (weights if format == "fp32" else weights // 2) + found[0] // 10
+
+
+@pytest.mark.parametrize(("format", "own", "expected"), [
+    (None, {}, ("fp32", "int8", "fp32")), ("auto", {}, (AUTO, "int8", AUTO)), ("int8", {}, ("int8", "int8", "int8")),
+    ("int4", {}, ("int4", "int4", AUTO)), ("int8", {"encoder_format": "fp32"}, ("int8", "int8", "fp32"))])
+def test_formats(format: FormatOrAuto | None, own: dict[str, Any], expected: tuple[Format, ...],
+                 folders: dict[str, str], tmp_path: Path) -> None:
+    """Of a model as it was trained, of a compressed one, and of one that writes no text."""
+    compress(folders["writer"], tmp_path / "small", {"format": "int8", "method": "rtn"})
+
+    async def work() -> None:
+        models = Models({**folders, "small": str(tmp_path / "small")}, ModelsSettings(**own), EngineSettings(
+            cache_tokens=256, prefix_tokens=0), format)
+        async with models.use("writer") as writer, models.use("small") as small, models.use("classes") as classes:
+            assert writer.engine is not None
+            assert small.engine is not None
+            packed = {each.format for each in classes.loaded.model.modules() if isinstance(each, Packed)} or {"fp32"}
+            assert (writer.engine.settings.format, small.engine.settings.format, *packed) == expected
+        await models.aclose()
+
+    run(work())
 
 
 @pytest.mark.parametrize("format", ["fp32", "bf16", "int8"])

@@ -22,6 +22,7 @@ from wenmo.device import choose
 from wenmo.errors import DataError, RecipeError, WenmoError
 from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import sha256_file
+from wenmo.loaded import held
 from wenmo.nn.contrast import cosent, cosine_error, info_nce, same_texts
 from wenmo.nn.pooling import pooled, unit
 from wenmo.stages.library import evaluate, train
@@ -294,7 +295,7 @@ def test_order_and_company_change_no_score(run: Path, monkeypatch: pytest.Monkey
     model = loaded.load(run)
     expected = [answer["score"] for answer in model.predict(PAIRS)]
     order = np.random.default_rng(0).permutation(len(PAIRS))
-    monkeypatch.setattr(loaded, "BATCH_TOKENS", 1)
+    monkeypatch.setattr(held, "BATCH_TOKENS", 1)
     found = [answer["score"] for answer in model.predict([PAIRS[i] for i in order])]
     np.testing.assert_allclose(found, np.asarray(expected)[order], atol=1e-5)
 

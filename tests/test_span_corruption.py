@@ -26,9 +26,9 @@ from wenmo.loaded import load
 from wenmo.models import logits
 from wenmo.objectives import sequence_to_sequence, target_hidden_of
 from wenmo.recipe import parse_recipe
-from wenmo.stages import train as stage
 from wenmo.stages.evaluate import evaluate
 from wenmo.stages.library import train
+from wenmo.stages.train import running
 from wenmo.tasks import Lengths, create_task
 from wenmo.tasks.seq2seq import source_and_target
 from wenmo.tasks.span_corruption import SpanCorruption, SpanCorruptionSettings
@@ -339,7 +339,7 @@ def test_a_resumed_t5_has_the_same_weights(
             yield result
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "steps", stopped)
+        patch.setattr(running, "steps", stopped)
         with pytest.raises(KeyboardInterrupt):
             train(made, out=tmp_path / "resumed", data_root=real_text)
     resumed = train(made, out=tmp_path / "resumed", data_root=real_text)

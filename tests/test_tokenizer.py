@@ -137,6 +137,15 @@ def test_no_text_becomes_control(tokenizer: Tokenizer, text: str) -> None:
 
 
 @fast
+@given(many=st.lists(texts, max_size=12), together=st.integers(1, 40))
+def test_texts_that_come_one_by_one(tokenizer: Tokenizer, many: list[str], together: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("wenmo.text.tokenizer._BATCH_CHARACTERS", together)
+        found = [ids.tolist() for ids in tokenizer.encode_each(iter(many))]
+    assert found == [tokenizer.encode(text) for text in many]
+
+
+@fast
 @given(text=st.text(alphabet="<s>ab ", max_size=20))
 def test_merges_that_spell_control_do_not_fire(text: str) -> None:
     """Merges build "<s>", "ab" is control too, and what is unknown would be the end of the text."""

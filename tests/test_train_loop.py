@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -50,6 +51,18 @@ def run(
 
 
 # Gradients --------------------------------------------------------------------------------------------
+
+
+def test_no_gradient_outlives_its_step() -> None:
+    """They are as large as the weights, and the next backward makes its own."""
+    model = Tiny()
+    seen: list[weakref.ref[Tensor]] = []
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: seen.append(weakref.ref(p.grad)))
+    results = run(model)
+    next(results)
+    assert len(seen) > 5
+    assert [reference for reference in seen if reference() is not None] == []
 
 
 def sliced(num_slices: int) -> Callable[[int], list[Batch]]:

@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wenmo.errors import RecipeError, say
+from wenmo.faults import in_words
 
 S = TypeVar("S", bound="Settings")
 
@@ -190,7 +191,11 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str, context: Mapping[st
         return cls.model_validate(data, context=context)
     except ValidationError as error:
         faults, mends = [], []
-        for fault in error.errors(include_url=False):
+        found = error.errors(include_url=False)
+        inside = {each["loc"][:depth] for each in found for depth in range(len(each["loc"]))}
+        for fault in found:
+            if fault["type"] == "too_short" and fault["loc"] in inside:
+                continue  # its items are missing because each is at fault
             path = _path_in(data, fault["loc"])
             if fault["type"] == "missing":
                 path = f"{path}.{fault['loc'][-1]}".lstrip(".")
@@ -207,16 +212,22 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str, context: Mapping[st
             elif fault["type"] == "extra_forbidden":
                 faults.append(say(f"unknown key `{path}`", f"未知的键 `{path}`"))
                 key = str(fault["loc"][-1])
+                places = _places(cls, key)
                 near = difflib.get_close_matches(key, sorted(_known_keys(cls) - {key}), n=1)
                 kinds = _kinds_with(cls, fault["loc"])
                 if kinds:
                     mends.append(say(f"`{key}` belongs to {', '.join(kinds)}", f"`{key}` 属于 {', '.join(kinds)}"))
+                elif places:
+                    mends.append(say(f"did you mean `{places[0]}`?", f"是否想写 `{places[0]}`？"))
                 elif near:
-                    mends.append(say(f"did you mean `{near[0]}`?", f"是否想写 `{near[0]}`？"))
+                    others = _places(cls, near[0])
+                    beside = not others or f"{path.rpartition('.')[0]}.{near[0]}".lstrip(".") in others
+                    meant = near[0] if beside else others[0]
+                    mends.append(say(f"did you mean `{meant}`?", f"是否想写 `{meant}`？"))
             elif fault["type"] == "missing":
                 faults.append(say(f"the key `{path}` is missing", f"缺少键 `{path}`"))
             else:
-                message = fault["msg"].removeprefix("Value error, ")
+                message = in_words(fault)
                 shown = "" if isinstance(fault["input"], (dict, list)) else f" (`{fault['input']}`)"
                 faults.append(f"`{path}`{shown}: {message}" if path else message)
         mend = " ".join(dict.fromkeys(mends)) or say("correct it in the recipe or on the command line",
@@ -257,6 +268,22 @@ def _known_keys(cls: type[Settings]) -> set[str]:
     for reachable in _reachable(cls, set()):
         keys.update(field.alias or name for name, field in reachable.model_fields.items())
     return keys
+
+
+def _places(cls: type[Settings], key: str) -> list[str]:
+    """Where a key stands that was written elsewhere: its paths, the shortest first; none inside lists."""
+    level, seen = [("", cls)], {cls}
+    while level:
+        fields = [(before + (field.alias or name), field) for before, each in level
+                  for name, field in each.model_fields.items()]
+        found = [path for path, _ in fields if path.rpartition(".")[2] == key]
+        if found:
+            return found
+        inner = [(f"{path}.", each) for path, field in fields if get_origin(field.annotation) is not tuple
+                 for each in _types_in(field.annotation) if isinstance(each, type) and issubclass(each, Settings)]
+        level = [(path, each) for path, each in inner if each not in seen]
+        seen.update(each for _, each in level)
+    return []
 
 
 def _reachable(cls: type[Settings], seen: set[type]) -> Iterator[type[Settings]]:

@@ -31,7 +31,9 @@ class Device:
     threads: int
 
     def __str__(self) -> str:
-        return f"{self.device} {str(self.dtype).removeprefix('torch.')} × {self.threads} threads"
+        number_format, threads = str(self.dtype).removeprefix("torch."), self.threads
+        return say(f"{self.device}, {number_format}, {threads} {'thread' if threads == 1 else 'threads'}",
+                   f"{self.device}，{number_format}，{threads} 个线程")
 
 
 def choose(device: str = "auto", dtype: DType = "auto", threads: int | None = None) -> Device:

@@ -9,6 +9,7 @@
     ├── ModelError                   a model directory, a GGUF file, a configuration
     ├── CheckpointError              damaged, or refused on resume
     ├── RunLocked                    another process writes to this run
+    ├── ProcessFailed                another of the processes that train one model has ended
     ├── NumericsError                NaN or infinity
     └── StorageError                 disk full, read-only folder
 
@@ -90,6 +91,10 @@ class CheckpointError(WenmoError):
 
 
 class RunLocked(WenmoError):
+    pass
+
+
+class ProcessFailed(WenmoError):
     pass
 
 

@@ -28,6 +28,7 @@ from wenmo.training.best import BestSettings
 from wenmo.training.groups import GroupSettings
 from wenmo.training.loop import LoopSettings
 from wenmo.training.optimizer import AdamW, OptimizerSettings
+from wenmo.training.processes import ParallelSettings
 from wenmo.training.regularisers import RegulariserSettings
 from wenmo.training.schedule import CosineSchedule, ScheduleSettings
 from wenmo.training.unfreezing import UnfreezeSettings
@@ -139,7 +140,9 @@ class TrainSettings(LoopSettings, RegulariserSettings):
 
     `ema`: the decay of a moving average of the weights, which is then what is validated and kept. `layer_decay`: each
     layer's rate in shares of that of the layer above. `l2_sp`: how strongly the weights of a trained model
-    decay towards what they were; `weight_decay` is then for new heads alone. On resume the length and the schedule may
+    decay towards what they were; `weight_decay` is then for new heads alone. `checkpoint_activations`: each layer is
+    computed a second time in the backward instead of being remembered: the same weights to the last bit, in less memory
+    and more time (nn/block.py). On resume the length and the schedule may
     change as long as no step that is done would have had another rate (`schedule.refuse_other_past`).
     """
 
@@ -154,6 +157,8 @@ class TrainSettings(LoopSettings, RegulariserSettings):
     layer_decay: float | None = Field(None, gt=0, lt=1)
     l2_sp: float = Field(0.0, ge=0, allow_inf_nan=False)
     ema: float | None = Field(None, gt=0, lt=1)
+    checkpoint_activations: bool = free(False)
+    parallel: ParallelSettings = free(ParallelSettings())
     dtype: DType = "auto"
     device: str = free("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     threads: int | None = free(None, gt=0)

@@ -10,9 +10,10 @@ with whole examples. Building a batch takes less than a hundredth of the step th
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import overload
 
 import numpy as np
 
@@ -31,6 +32,26 @@ class _Plan:
     lengths: np.ndarray  # in that order
     starts: np.ndarray
     ends: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class _Slices(Sequence[Batch]):
+    """The micro-batches of a step; `build` makes the one of a number."""
+
+    number: int
+    build: Callable[[int], Batch]
+
+    def __len__(self) -> int:
+        return self.number
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(index, slice):
+            return [self.build(number) for number in range(self.number)[index]]
+        return self.build(range(self.number)[index])
 
 
 class Loader:
@@ -58,14 +79,16 @@ class Loader:
         They hold the examples of the step in order, cut where the tokens are most evenly shared: each has at most
         1/accumulation of the tokens and one example more. There are fewer where there are too few examples.
         """
+        return list(self.slices(step))
+
+    def slices(self, step: int) -> Sequence[Batch]:
+        """The same, each built when it is asked for: of several processes each asks for its own."""
         epoch, index = self.where(step)
         plan = self._planned(epoch)
         part = slice(plan.starts[index], plan.ends[index])
         cuts = _cuts(plan.lengths[part], self._accumulation)
-        return [
-            _built(self._examples, rows, lengths, epoch)
-            for rows, lengths in zip(np.split(plan.order[part], cuts), np.split(plan.lengths[part], cuts), strict=True)
-        ]
+        rows, lengths = np.split(plan.order[part], cuts), np.split(plan.lengths[part], cuts)
+        return _Slices(len(rows), lambda number: _built(self._examples, rows[number], lengths[number], epoch))
 
     def lengths(self, step: int) -> np.ndarray:
         """Tokens of each example of a step, without building any."""

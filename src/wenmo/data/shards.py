@@ -30,6 +30,7 @@ from wenmo.config import Settings
 from wenmo.errors import DataError, say
 
 Column = Literal["uint8", "uint16", "uint32"]
+WRITTEN_TOKENS = 1 << 16  # are checked, hashed and written at once: most documents are short, and calls cost
 
 
 class Shard(Settings):
@@ -208,18 +209,34 @@ def _write_shard(
     num_documents = num_tokens = 0
     with contextlib.ExitStack() as stack:
         outputs = {name: stack.enter_context(_Output(folder / _file_name(name, number))) for name in columns}
-        for document in itertools.chain([first], documents):
-            length = len(document["ids"])
+        for part in _parts(itertools.chain([first], documents), shard_tokens):
+            lengths = np.array([len(document["ids"]) for document in part], "<i8")
             for name, dtype in columns.items():
-                assert len(document[name]) == length, f"column {name} is not as long as ids"
-                outputs[name].add(_fitted(document[name], name, dtype))
-            num_documents += 1
-            num_tokens += length
-            offsets.add(np.array([first_token + num_tokens], "<i8"))
-            if num_tokens >= shard_tokens:
-                break
+                assert all(len(document[name]) == length for document, length in zip(part, lengths, strict=True)), (
+                    f"column {name} is not as long as ids")
+                outputs[name].add(_fitted(np.concatenate([document[name] for document in part]), name, dtype))
+            offsets.add(first_token + num_tokens + lengths.cumsum())
+            num_documents += len(part)
+            num_tokens += int(lengths.sum())
     return Shard(num_documents=num_documents, num_tokens=num_tokens,
                  sha256={name: output.sha256 for name, output in outputs.items()})
+
+
+def _parts(documents: Iterator[Mapping[str, np.ndarray]], most_tokens: int) -> Iterator[list[Mapping[str, np.ndarray]]]:
+    """The documents up to the one that fills the shard, some at a time; none beyond it is taken."""
+    part: list[Mapping[str, np.ndarray]] = []
+    waiting = num_tokens = 0
+    for document in documents:
+        part.append(document)
+        waiting += len(document["ids"])
+        num_tokens += len(document["ids"])
+        if waiting >= WRITTEN_TOKENS or num_tokens >= most_tokens:
+            yield part
+            part, waiting = [], 0
+            if num_tokens >= most_tokens:
+                return
+    if part:
+        yield part
 
 
 def _fitted(array: np.ndarray, name: str, dtype: Column) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Attention of the engine's two kinds of calls, over what stands in its slots.
 
-Both are `nn.attend.Attend`: the same body that trains runs here. Keys are always read in multiples of 64, the surplus
+Both are `nn.attend.Attend`: the same body that trains runs here. Keys are always read in multiples of KEYS, the surplus
 hidden by a mask, so that a row's numbers do not change with how far its neighbours are.
 """
 
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from wenmo import device
 from wenmo.engine.slots import Layers, Pool, staging
 from wenmo.nn.attend import Bias
 
-KEYS = 64  # keys are read in multiples of this
+KEYS = 32  # keys are read in multiples of this
 SMALL_PRODUCT = 16**3  # batch · rows · inner · columns: up to here torch takes other kernels for bf16
 
 
@@ -49,6 +50,22 @@ class Chunk:
         attention = _in_products if in_products else _attention
         return attention(q_MNH[None], keys[None, :, : self.num_keys], values[None, :, : self.num_keys],
                          self.masks[window, bias], scale)[0]
+
+
+class Chunks:
+    """Chunks of one prompt or of several, end to end; each attends as if it were alone. Of one prompt the earlier comes
+    first: it leaves the keys that the later one sees."""
+
+    def __init__(self, chunks: Sequence[Chunk]) -> None:
+        self.chunks, self.sizes = chunks, [chunk.size for chunk in chunks]
+        self.positions_M = torch.cat([chunk.query_1T[0] for chunk in chunks])
+
+    def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, *, scale: float | None = None,
+                 bias: Bias | None = None, window: int | None = None) -> Tensor:
+        parts = zip(self.chunks, *(torch.split(each, self.sizes) for each in (q_MNH, k_MKH, v_MKH)), strict=True)
+        outs = [chunk(layer, q_XNH, k_XKH, v_XKH, scale=scale, bias=bias, window=window)
+                for chunk, q_XNH, k_XKH, v_XKH in parts]
+        return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
 @dataclass(frozen=True)
@@ -190,7 +207,7 @@ def products_keep_bits(heads: int, width: int, queries: int) -> bool:
     if not device.has_native_bf16(torch.device("cpu")) or heads * width * KEYS <= SMALL_PRODUCT:
         return False
     generator = torch.Generator().manual_seed(0)
-    num_keys, rows, columns = 5 * KEYS, 8, 4
+    num_keys, rows, columns = 9 * KEYS, 8, 4
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator).bfloat16()
@@ -200,14 +217,12 @@ def products_keep_bits(heads: int, width: int, queries: int) -> bool:
         q_BTNH = drawn(rows, columns, heads, width)
         k_BKSH, v_BKSH = (drawn(rows, K, num_keys, width) for _ in range(2))
         mask_B1TS = drawn(rows, 1, columns, num_keys)
-        mask_B1TS[..., 2 * KEYS - 3 :] = -math.inf
+        mask_B1TS[..., KEYS - 3 :] = -math.inf
         expected = _in_products(q_BTNH, k_BKSH, v_BKSH, _written_out(mask_B1TS, K, queries), None)
-        for row in range(rows):
-            for column in range(columns):
-                one, part = slice(row, row + 1), slice(column, column + 1)
-                seen = (one, slice(None), slice(2 * KEYS))
-                mask = _written_out(mask_B1TS[one, :, part, : 2 * KEYS], K, queries)
-                found = _in_products(q_BTNH[one, part], k_BKSH[seen], v_BKSH[seen], mask, None)
-                if not torch.equal(found, expected[one, part]):
-                    return False
+        for row, column, multiple in product(range(rows), range(columns), (1, 2, 3)):
+            one, part, until = slice(row, row + 1), slice(column, column + 1), slice(multiple * KEYS)
+            mask = _written_out(mask_B1TS[one, :, part, until], K, queries)
+            found = _in_products(q_BTNH[one, part], k_BKSH[one, :, until], v_BKSH[one, :, until], mask, None)
+            if not torch.equal(found, expected[one, part]):
+                return False
     return True

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,12 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from wenmo.config import Count, Settings
-from wenmo.engine.attend import rounded
 from wenmo.engine.grammar import Grammars
+from wenmo.engine.native import Choice, runner_for
 from wenmo.engine.packed import Format
-from wenmo.engine.prefix import Prefixes
+from wenmo.engine.prefix import Prefixes, tokens_within
+from wenmo.engine.prompts import HasRead, Prompts
 from wenmo.engine.request import Active, Constraint, Event, Handle, Listener, Outcome, Request, activate, new_tokens
-from wenmo.engine.runner import Read, Runner
+from wenmo.engine.runner import Piece, Read
 from wenmo.engine.scheduler import Scheduler
 from wenmo.engine.shapes import Shape
 from wenmo.engine.slots import Layers, Slots, bytes_of_token, largest
@@ -45,33 +45,24 @@ class DraftSettings(Settings):
 
 
 class EngineSettings(Settings):
-    """format: of the weights (packed.py). cache_tokens: keys and values of so many tokens are kept for running
-    requests, prefix_tokens: of beginnings read before. chunk_tokens: so many tokens of a prompt are read in one call;
-    step_tokens: at most so many between two steps of those that write. max_context: no request is longer (left out: as
-    long as the model allows, and the cache; 2,048 for an encoder–decoder that has no limit of its own, such as T5).
-    speculate: guess the next tokens (speculate.py), at most speculate_tokens at a time; the text is the same."""
+    """format: of the weights (packed.py). native: whole steps in compiled code (native.py) where model and machine
+    allow it (auto), or else an error (on), or never. cache_tokens: keys and values of so many tokens are kept for
+    running requests, prefix_tokens: of beginnings read before (left out: what a 32nd of the memory holds).
+    chunk_tokens: prompts are read in chunks of so many; step_tokens: about so many between two steps of those that
+    write. max_context: no request is longer (left out: as long as the model allows, and the cache; 2,048 for an
+    encoder–decoder that has no limit of its own, such as T5). speculate: guess the next tokens (speculate.py), at most
+    speculate_tokens at a time; the text is the same."""
 
     format: Format = "fp32"
+    native: Choice = "auto"
     cache_tokens: Count = Field(32768, ge=128)
-    prefix_tokens: Count = 8192
+    prefix_tokens: Count | None = None
     chunk_tokens: int = Field(64, ge=16, multiple_of=16)
     step_tokens: Count = Field(512, ge=16)
     max_running: int = Field(32, ge=1)
     max_context: Count | None = Field(None, gt=1)
     speculate: Literal["off", "prompt"] | DraftSettings = "off"
     speculate_tokens: int = Field(8, ge=1, le=15)
-
-
-@dataclass
-class Reading:
-    """A prompt that is being read: the keys and values so far, [K, capacity, H] a layer."""
-
-    ids: list[int]
-    capacity: int
-    layers: Layers = field(default_factory=dict)
-    done: int = 0
-    logprobs: list[Logprob] = field(default_factory=list)
-    across: Layers = field(default_factory=dict)  # of the source
 
 
 class Engine:
@@ -91,11 +82,11 @@ class Engine:
         self.slots = Slots(settings.cache_tokens, self.longest)
         self.sources = Slots(settings.cache_tokens, self.longest) if "seq2seq_lm" in model.heads else None
         self.prefixes = Prefixes(settings.chunk_tokens, settings.prefix_tokens)
-        self.runner = Runner(model, settings.format, settings.chunk_tokens)
+        self.runner = runner_for(model, settings.format, settings.chunk_tokens, settings.native)
         self.speculation = self._speculation(draft)
         self.scheduler = Scheduler(settings.max_running)
-        self.num_preempted = self.num_written = self.num_read = 0
-        self._reading: Reading | None = None
+        self.prompts = Prompts(self.runner, self.prefixes, self.slots, self.sources, self.scheduler)
+        self.num_preempted = self.num_written = 0
         self._arrived: list[Active] = []
         self._cancelled: set[Handle] = set()
         self._lock = threading.Condition()
@@ -119,8 +110,13 @@ class Engine:
                              where="speculate.draft",
                              mend=say("give a smaller model with the same tokenizer", "请给出分词器相同的较小模型"))
         longest = min(self.longest, draft.config.max_tokens or self.longest)
-        runner = Runner(draft, settings.format, settings.chunk_tokens)
+        runner = runner_for(draft, settings.format, settings.chunk_tokens, settings.native)
         return Speculation(DraftModel(runner, settings.cache_tokens, longest), settings.speculate_tokens)
+
+    @property
+    def num_read(self) -> int:
+        """Tokens of prompts that the model has read."""
+        return self.prompts.num_read
 
     @property
     def _target_start(self) -> tuple[int]:
@@ -133,11 +129,14 @@ class Engine:
         """Of all keys and values that it may keep; found by reading a token."""
         layers, across, size = Layers(), Layers(), self.settings.chunk_tokens
         if self.sources is None:
-            self.runner.read_chunk([0], 0, layers, size)
+            self.runner.read([Piece([0], 0, layers, size)])
         else:
             self.runner.read_source([0], self._target_start[0], layers, across, size)
         tokens = self.settings.cache_tokens
-        return bytes_of_token(layers) * (tokens + self.settings.prefix_tokens) + bytes_of_token(across) * tokens
+        kept = self.settings.prefix_tokens
+        if kept is None:
+            kept = 0 if self.sources is not None else tokens_within(bytes_of_token(layers))
+        return bytes_of_token(layers) * (tokens + kept) + bytes_of_token(across) * tokens
 
     # From any thread --------------------------------------------------------------------------------------
 
@@ -248,81 +247,25 @@ class Engine:
             self._end(active, "cancelled")
 
     def _read_prompts(self) -> None:
-        """Chunks of prompts, one prompt after the other, up to `step_tokens`."""
-        left = self.settings.step_tokens
-        while left > 0 and (active := self.scheduler.next_to_read(self._has_room)) is not None:
+        for has_read in self.prompts.read(self.settings.step_tokens):
+            active, error = has_read.active, has_read.error
             try:
-                left -= self._read_piece(active)
-            except Exception as error:  # of this prompt: the others go on
-                if active in self.scheduler.everyone:
-                    self._end(active, "error", error=error)
+                self._begin_to_write(has_read)
+            except Exception as settling:  # of this prompt: the others go on
+                error = settling
+            if error is not None and active in self.scheduler.everyone:
+                self._end(active, "error", error=error)
 
-    def _read_piece(self, active: Active) -> int:
-        """A chunk of a prompt, or a whole source; gives the number of tokens that it counts for."""
-        reading = self._reading = self._reading or self._begun(active)
-        if self.sources is not None:
-            return self._read_source(active, reading)
-        chunk = reading.ids[reading.done : reading.done + self.runner.chunk_tokens]
-        alternatives = active.request.prompt_logprobs
-        is_last = reading.done + len(chunk) == len(reading.ids)
-        scores_XV = self.runner.read_chunk(
-            chunk, reading.done, reading.layers, reading.capacity,
-            scores="each" if alternatives is not None else "last" if is_last else "none")
-        if alternatives is not None:
-            following = reading.ids[reading.done + 1 : reading.done + 1 + len(chunk)]
-            reading.logprobs += [logprob_of(scores_V.log_softmax(0), id, alternatives)
-                                 for scores_V, id in zip(scores_XV, following, strict=False)]
-        reading.done += len(chunk)
-        self.num_read += len(chunk)
-        if is_last:
-            self._finish_reading(active, reading, scores_XV[-1])
-        return self.runner.chunk_tokens
-
-    def _has_room(self, active: Active) -> bool:
-        if not self.slots.admit(active, len(active.context) + 1):
-            return False
-        if self.sources is None or self.sources.admit(active, len(active.request.ids)):
-            return True
-        self.slots.release(active)
-        return False
-
-    def _read_source(self, active: Active, reading: Reading) -> int:
-        """The whole of it at once, and the first token's scores; gives the number of tokens."""
-        assert self.sources is not None
-        ids = active.request.ids
-        scores_1V = self.runner.read_source(ids, active.prompt[0], reading.layers, reading.across, reading.capacity)
-        self.sources.fill(active, reading.across, len(ids))
-        self.num_read += len(ids)
-        self._finish_reading(active, reading, scores_1V[0])
-        return len(ids)
-
-    def _begun(self, active: Active) -> Reading:
-        """A prompt with what is known of its beginning."""
-        ids, size = list(active.prompt), self.runner.chunk_tokens
-        reading = Reading(ids, rounded(-(-len(ids) // size) * size))
-        known = self.prefixes.find(ids) if active.request.prompt_logprobs is None else []  # those are not kept
-        for block in known:
-            for layer, (keys, values) in block.items():
-                if layer not in reading.layers:
-                    shape = (keys.shape[0], reading.capacity, keys.shape[2])
-                    reading.layers[layer] = (keys.new_zeros(shape), values.new_zeros(shape))
-                for whole, part in zip(reading.layers[layer], (keys, values), strict=True):
-                    whole[:, reading.done : reading.done + size] = part
-            reading.done += size
-        return reading
-
-    def _finish_reading(self, active: Active, reading: Reading, scores_V: Tensor) -> None:
-        self.prefixes.keep(reading.ids, reading.layers)
-        self.slots.fill(active, reading.layers, len(reading.ids))
-        active.num_read = len(reading.ids)
-        self._reading = None
-        self.scheduler.read()
+    def _begin_to_write(self, has_read: HasRead) -> None:
+        active = has_read.active
+        if has_read.scores is None:
+            return
         if active.replay:
             active.replay.popleft()  # the first written token: its scores are known from before
-        else:
-            if reading.logprobs:
-                _tell(active, Event("", prompt_logprobs=tuple(reading.logprobs)))
-            self._settle(active, scores_V)
+            return
+        if has_read.logprobs:
+            _tell(active, Event("", prompt_logprobs=has_read.logprobs))
+        self._settle(active, has_read.scores)
 
     def _make_room(self) -> None:
         """Each row that writes needs room for one token more; where the budget ends, the last in rank gives way."""
@@ -423,7 +366,7 @@ class Engine:
              error: Exception | None = None) -> None:
         """Frees what it holds; its last event."""
         if active is self.scheduler.reading:
-            self._reading = None
+            self.prompts.forget()
         self.scheduler.remove(active)
         self._free(active)
         written = active.written

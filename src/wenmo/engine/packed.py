@@ -8,9 +8,12 @@ class names them in `together`), the weights re-ordered as the processor's kerne
     int8-weights  weights in 8 bits, multiplied in bf16; best for one row
     int4          weights in 4 bits, a scale and a zero for each GROUP of inputs, multiplied in bf16
 
-The plain modules are gone then: such a model answers, and does not learn. A product of few rows may give other bits
-than one of many (a gemv instead of a gemm, another split of the sum); each map finds out from how many rows on its
-bits are the same, and pads what has fewer.
+The products are torch's, or those of native/ for a model that runs in native steps (native.py): there the integer
+formats are one kind, rows in 8 bits with a scale for each GROUP of inputs, which costs less than one for the whole row.
+An output vocabulary has the weights and activations of int8 in all of the last three. The plain modules are gone then:
+such a model answers, and does not learn. A product of few rows of torch's may give other bits than one of many (a gemv
+instead of a gemm, another split of the sum); each map finds out from how many rows on its bits are the same, and pads
+what has fewer, and whether products of more rows, of prompts, keep the bits as well.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wenmo import device
+from wenmo.native.packing import Kind, Matrix, pack_matrix
+from wenmo.native.step import Threads
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.norm import RMSNorm
 from wenmo.nn.quantized import GROUP, Codes, QuantizedLinear, bits_for, eight_bits, four_bits, joined, matrix_of
@@ -36,20 +41,29 @@ ROWS = 32  # at most so many rows are in one product of tokens that are written 
 VOCABULARIES = {"causal_lm", "masked_lm", "seq2seq_lm"}  # heads whose outputs are the vocabulary's
 BYTES: dict[Format, float] = {"fp32": 4, "bf16": 2, "int8": 1, "int8-weights": 1, "int4": 0.5 + 4 / GROUP}  # a weight
 COUNTS = (1, 2, 3, 4, 8, 16)  # of rows, that are tried against ROWS
+READ_ROWS = 256  # at most so many rows of prompts are in one product: more of them cost as much a row
 
 
 class Packed(nn.Module):
-    """x_MI → x W^T + b. `widths`: the outputs of each of the maps that were joined."""
+    """x_MI → x W^T + b, in the dtype of x. `widths`: the outputs of each of the maps that were joined. `scores`: what
+    comes out is compared, and has the dtype in which the format adds."""
 
-    def __init__(self, matrix_OI: Tensor | Codes, bias_O: Tensor | None, format: Format,
-                 widths: tuple[int, ...]) -> None:
+    def __init__(self, matrix_OI: Tensor | Codes, bias_O: Tensor | None, format: Format, widths: tuple[int, ...], *,
+                 scores: bool = False, threads: Threads | None = None) -> None:
         super().__init__()
         self.format, self.widths = format, widths
+        self.own_format, self.shape = _own_format(matrix_OI, format), matrix_OI.shape
+        self.matrix: Matrix | None = None
+        self.bias_O: Tensor | None = None
+        if threads is not None:
+            self.matrix = pack_matrix(matrix_OI, bias_O, _kind(self.own_format))
+            self.product, self.least_rows = _native(self.matrix, threads, scores=scores), 1
+            self.num_bytes = self.matrix.num_bytes
+            return
         self.bias_O = None if bias_O is None else bias_O.detach().to(dtype_of(format))
-        own_format = _own_format(matrix_OI, format)
-        self.product = _product(matrix_OI, own_format)
-        self.least_rows = _least_rows(own_format, *matrix_OI.shape)
-        self.num_bytes = round(matrix_OI.shape.numel() * BYTES[own_format])
+        self.product = _product(matrix_OI, self.own_format, scores=scores)
+        self.least_rows = _least_rows(self.own_format, *self.shape)
+        self.num_bytes = round(self.shape.numel() * BYTES[self.own_format])
 
     def forward(self, x_MI: Tensor) -> Tensor:
         num_rows = x_MI.shape[0]
@@ -57,6 +71,10 @@ class Packed(nn.Module):
             x_MI = F.pad(x_MI, (0, 0, 0, self.least_rows - num_rows))
         out_MO = self.product(x_MI)[:num_rows]
         return out_MO if self.bias_O is None else out_MO + self.bias_O
+
+    def joins_chunks(self) -> bool:
+        """Whether a row has the same bits in a chunk of a prompt as among READ_ROWS rows."""
+        return self.matrix is not None or _joins_chunks(self.own_format, *self.shape)
 
 
 class Part(nn.Module):
@@ -84,8 +102,9 @@ class Norm(nn.Module):
         return (x_MD / length_M1).mul_(self.weight)
 
 
-def pack(model: Any, format: Format) -> None:
-    """Replaces all linear maps of the model but its output vocabulary, in place; `Head` packs that."""
+def pack(model: Any, format: Format, threads: Threads | None = None) -> None:
+    """Replaces all linear maps of the model but its output vocabulary, in place; `Head` packs that. `threads`: of
+    native products."""
     output = output_map(model)
     for module in list(model.modules()):
         for names in getattr(module, "together", ()):
@@ -96,14 +115,14 @@ def pack(model: Any, format: Format) -> None:
             assert all((bias is None) == (biases[0] is None) for bias in biases)
             matrices = [matrix_of(each) for each in maps]
             joint = Packed(_together(matrices), None if biases[0] is None else torch.cat(biases), format,
-                           tuple(matrix.shape[0] for matrix in matrices))
+                           tuple(matrix.shape[0] for matrix in matrices), threads=threads)
             for index, name in enumerate(names):
                 setattr(module, name, Part(joint, index))
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) in (Linear, Conv1D, QuantizedLinear) and child is not output:
                 matrix = matrix_of(child)
-                setattr(module, name, Packed(matrix, child.bias, format, (matrix.shape[0],)))
+                setattr(module, name, Packed(matrix, child.bias, format, (matrix.shape[0],), threads=threads))
             elif type(child) is RMSNorm:
                 setattr(module, name, Norm(child, dtype_of(format)))
     model.compute_dtype = dtype_of(format)
@@ -136,12 +155,14 @@ def dtype_of(format: Format) -> torch.dtype:
 
 
 class Head:
-    """hidden_XD → fp32 scores of the vocabulary, [X, V]. In int4 the head has 8 bits: it is where 4 hurt most."""
+    """hidden_XD → fp32 scores of the vocabulary, [X, V]. In few bits, whichever, its format is int8: 4 hurt most here,
+    and of all kernels its reads the matrix fastest."""
 
-    def __init__(self, model: Any, format: Format) -> None:
+    def __init__(self, model: Any, format: Format, threads: Threads | None = None) -> None:
         weight_VD, bias_V = model.lm_output()
         self.features = model.lm_features
-        self.packed = Packed(weight_VD, bias_V, "int8-weights" if format == "int4" else format, (weight_VD.shape[0],))
+        own_format: Format = "int8" if format in ("int8-weights", "int4") else format
+        self.packed = Packed(weight_VD, bias_V, own_format, (weight_VD.shape[0],), scores=True, threads=threads)
 
     def __call__(self, hidden_XD: Tensor) -> Tensor:
         scores_XV: Tensor = self.packed(self.features(hidden_XD)).float()
@@ -170,7 +191,7 @@ def _own_format(matrix_OI: Tensor | Codes, format: Format) -> Format:
     return "int8-weights" if in_8 else format
 
 
-def _product(matrix_OI: Tensor | Codes, format: Format) -> Product:
+def _product(matrix_OI: Tensor | Codes, format: Format, *, scores: bool = False) -> Product:
     """Codes that were stored are used as they are where the format is theirs."""
     if format == "fp32":
         kept = _plain(matrix_OI).float().contiguous()
@@ -187,22 +208,38 @@ def _product(matrix_OI: Tensor | Codes, format: Format) -> Product:
         scales = codes.grid.scales.squeeze(1).bfloat16()
         bytes_OI = codes.numbers.contiguous()
         return lambda x: torch.ops.aten._weight_int8pack_mm(x, bytes_OI, scales)
-    return _int8(codes) if format == "int8" else _int4(codes)
+    return _int8(codes, torch.float32 if scores else torch.bfloat16) if format == "int8" else _int4(codes)
 
 
-def _int8(codes: Codes) -> Product:
-    """Activations as unsigned bytes around 128: the kernels of processors without AMX know those alone."""
+def _kind(format: Format) -> Kind:
+    """Of a native product. Its integer kinds have the rows in 8 bits too, a scale for each GROUP of inputs."""
+    return "int8" if format == "int8-weights" else format
+
+
+def _native(matrix: Matrix, threads: Threads, *, scores: bool) -> Product:
+    return lambda x: threads.product(matrix, x).to(torch.float32 if scores else x.dtype)
+
+
+def _int8(codes: Codes, dtype: torch.dtype) -> Product:
+    """Activations as unsigned bytes around 128: the kernels of processors without AMX know those alone. A row's scale
+    is its largest magnitude, which bf16 has exactly; the 127 of it stands in the scales of the weights.
+
+    What is done beside the product is chosen by what torch does fast: its maxima of bf16 and its conversion of fp32 to
+    bytes take five times as long as those of int16. A row of zeros is NaN on the way, and is multiplied by 0 at the
+    end: as bytes it is whatever it is.
+    """
     ordered = torch.ops.onednn.qlinear_prepack(codes.numbers.contiguous(), None)
-    scale_O = codes.grid.scales.squeeze(1).float()
-    zeros = torch.zeros(len(scale_O), dtype=torch.int32)
+    scale_O = codes.grid.scales.squeeze(1).float() / 127
+    zeros, largest_byte = torch.zeros(len(scale_O), dtype=torch.int32), torch.full((1, 1), 127.0)
 
     def product(x_MI: Tensor) -> Tensor:
-        scale_M1 = (x_MI.abs().amax(1, keepdim=True).float() / 127).clamp_(min=1e-12)
-        bytes_MI = (x_MI / scale_M1).add_(128.5).to(torch.uint8)  # rounds: what is cut off is never below 0
-        out_MO = torch.ops.onednn.qlinear_pointwise(bytes_MI, 1.0, 128, ordered, scale_O, zeros, None, 1.0, 0,
-                                                    torch.float32, "none", [], "")
-        scaled_MO: Tensor = out_MO.mul_(scale_M1).to(x_MI.dtype)
-        return scaled_MO
+        # Without its sign a bf16 number is as large as its bits are, seen as an integer.
+        largest_M1 = x_MI.view(torch.int16).bitwise_and(0x7FFF).amax(1, keepdim=True).view(torch.bfloat16)
+        moved_MI = x_MI.float().mul_(largest_byte / largest_M1).add_(128.5)  # rounds: what is cut off is never below 0
+        out_MO: Tensor = torch.ops.onednn.qlinear_pointwise(
+            moved_MI.to(torch.int16).to(torch.uint8), 1.0, 128, ordered, scale_O, zeros, None, 1.0, 0, dtype, "none",
+            [], "")
+        return out_MO.mul_(largest_M1)
 
     return product
 
@@ -221,14 +258,26 @@ def _least_rows(format: Format, num_outputs: int, num_inputs: int) -> int:
 
     Differences are rare (a last bit of one in ten thousand numbers), so that many rows are tried.
     """
-    generator = torch.Generator().manual_seed(0)
     num_outputs = min(num_outputs, 8192)  # of a vocabulary a part will do
-    num_rows = ROWS * max(4, min(32, 2**22 // (num_outputs * ROWS)))
+    product, x = _trial(format, num_outputs, num_inputs, ROWS * max(4, min(32, 2**22 // (num_outputs * ROWS))))
+    expected = _in_parts(product, x, ROWS)
+    return next((count for count in COUNTS if torch.equal(_in_parts(product, x, count), expected)), ROWS)
+
+
+@cache
+def _joins_chunks(format: Format, num_outputs: int, num_inputs: int) -> bool:
+    """By trial."""
+    product, x = _trial(format, min(num_outputs, 8192), num_inputs, READ_ROWS)
+    expected = _in_parts(product, x, READ_ROWS)
+    return all(torch.equal(_in_parts(product, x, count), expected) for count in (16, 64, 96, 128, 192))
+
+
+def _trial(format: Format, num_outputs: int, num_inputs: int, num_rows: int) -> tuple[Product, Tensor]:
+    generator = torch.Generator().manual_seed(0)
     product = _product(torch.randn(num_outputs, num_inputs, generator=generator) * num_inputs**-0.5, format)
-    x = torch.randn(num_rows, num_inputs, generator=generator).to(dtype_of(format))
+    return product, torch.randn(num_rows, num_inputs, generator=generator).to(dtype_of(format))
+
+
+def _in_parts(product: Product, x_MI: Tensor, num_rows: int) -> Tensor:
     with torch.inference_mode():
-        expected = torch.cat([product(part) for part in torch.split(x, ROWS)])
-        for count in COUNTS:
-            if torch.equal(torch.cat([product(part) for part in torch.split(x, count)]), expected):
-                return count
-    return ROWS
+        return torch.cat([product(part) for part in torch.split(x_MI, num_rows)])

@@ -16,13 +16,17 @@ from itertools import takewhile
 import numpy as np
 from torch import Tensor
 
-from wenmo.engine.slots import Layers
+from wenmo import device
+from wenmo.engine.slots import Layers, bytes_of_token
 
 Block = dict[int, tuple[Tensor, Tensor]]  # layer → keys, values [K, block, H]
+SHARE = 32  # of the memory, one part is the budget where none is given
 
 
 class Prefixes:
-    def __init__(self, block_tokens: int, budget_tokens: int) -> None:
+    """`budget_tokens`: None for as many as one part in SHARE of the memory holds, known once a prompt was read."""
+
+    def __init__(self, block_tokens: int, budget_tokens: int | None) -> None:
         self.block_tokens, self.budget_tokens = block_tokens, budget_tokens
         self.blocks: OrderedDict[bytes, Block] = OrderedDict()
         self.hits_tokens = 0  # read from here instead of by the model
@@ -37,6 +41,8 @@ class Prefixes:
 
     def keep(self, ids: Sequence[int], layers: Layers) -> None:
         """Takes the whole blocks of a prompt that has been read; layers: [K, S, H] each."""
+        if self.budget_tokens is None:
+            self.budget_tokens = tokens_within(bytes_of_token(layers))
         names = self._names(ids)[: self.budget_tokens // self.block_tokens]
         for number, name in reversed(list(enumerate(names))):
             if name in self.blocks:
@@ -56,3 +62,8 @@ class Prefixes:
             digest.update(block.tobytes())
             names.append(digest.copy().digest())
         return names
+
+
+def tokens_within(token_bytes: int) -> int:
+    """How many tokens are kept where nobody says."""
+    return device.memory_bytes() // SHARE // token_bytes

@@ -2,7 +2,7 @@
 
 A source is encoded alone when its request is let in, and projected alone when the first token of its target is read;
 its keys and values then stand in slots of their own (slots.py) and never change. So no number of a row depends on the
-others. Both classes are called as nn.cross.Cross is; keys are read in multiples of 64, as in attend.py.
+others. Both classes are called as nn.cross.Cross is; keys are read in multiples of 32, as in attend.py.
 """
 
 from __future__ import annotations

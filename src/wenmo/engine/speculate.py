@@ -13,13 +13,14 @@ proves as much for draws; here the choices themselves are equal).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 from wenmo.engine.attend import rounded
 from wenmo.engine.packed import ROWS
 from wenmo.engine.request import Active
-from wenmo.engine.runner import Read, Runner
-from wenmo.engine.slots import Layers, Slots
+from wenmo.engine.runner import Piece, Read, Runner
+from wenmo.engine.slots import Layers, Slots, bytes_of_token
 
 SPECULATIVE_ROWS = ROWS // 2  # a step of more rows than these is bound by arithmetic: guesses would cost what they give
 FIRST = 4  # so many tokens are guessed at first
@@ -113,9 +114,16 @@ class DraftModel:
     """A smaller model with slots of its own. It reads what was decided since, and goes on greedily."""
 
     def __init__(self, runner: Runner, budget_tokens: int, longest: int) -> None:
-        self.runner, self.longest = runner, longest
+        self.runner, self.budget_tokens, self.longest = runner, budget_tokens, longest
         self.slots = Slots(budget_tokens, longest)
         self._read: dict[Active, list[int]] = {}  # ids whose keys stand in its slot
+
+    @cached_property
+    def cache_bytes(self) -> int:
+        """Of all keys and values that its slots may hold; found by reading a token."""
+        layers = Layers()
+        self.runner.read([Piece([0], 0, layers, self.runner.chunk_tokens)])
+        return bytes_of_token(layers) * self.budget_tokens
 
     def propose(self, asked: Sequence[tuple[Active, int]]) -> list[list[int]]:
         drafts: dict[Active, list[int]] = {active: [] for active, _ in asked}
@@ -144,8 +152,10 @@ class DraftModel:
         ids, size = context[:-1], self.runner.chunk_tokens
         if ids:
             layers = Layers()
-            for start in range(0, len(ids), size):
-                self.runner.read_chunk(ids[start : start + size], start, layers, rounded(len(ids) + size))
+            pieces = [Piece(ids[start : start + size], start, layers, rounded(len(ids) + size), "none")
+                      for start in range(0, len(ids), size)]
+            for first in range(0, len(pieces), self.runner.most_chunks):
+                self.runner.read(pieces[first : first + self.runner.most_chunks])
             self.slots.fill(active, layers, len(ids))
         self._read[active] = list(ids)
         return True

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.block import Block
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.initialisation import initialise_normal
 from wenmo.nn.linear import Linear, project
@@ -101,7 +102,7 @@ class _AddAndNorm(nn.Module):
         return out
 
 
-class _Layer(nn.Module):
+class _Layer(Block):
     def __init__(self, index: int, config: EncoderConfig) -> None:
         super().__init__()
         self.index, self.num_heads = index, config.num_attention_heads

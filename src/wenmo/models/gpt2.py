@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.block import Block
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.norm import LayerNorm
@@ -94,7 +95,7 @@ class _FeedForward(nn.Module):
         return out
 
 
-class _Layer(nn.Module):
+class _Layer(Block):
     """x + attention(norm(x)), then x + feed-forward(norm(x)): the norm moved to the input of each half (§2.3)."""
 
     def __init__(self, index: int, config: GPT2Config) -> None:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from wenmo.errors import say
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
+from wenmo.models.decoder_parts import DecoderParts, LayerParts
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.block import Block
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.linear import Linear, project
 from wenmo.nn.norm import RMSNorm
@@ -164,7 +166,7 @@ class _FeedForward(nn.Module):
         return out
 
 
-class _Layer(nn.Module):
+class _Layer(Block):
     def __init__(self, index: int, config: RotaryConfig, attention: type[Attention]) -> None:
         super().__init__()
         self.index, self.window = index, config.window(index)
@@ -253,6 +255,23 @@ class Llama(nn.Module):
             hidden_MD = tap(taps, f"layers.{index}", layer(hidden_MD, cos_sin, attend))
         out: Tensor = self.model.norm(hidden_MD)
         return out
+
+    def decoder_parts(self) -> DecoderParts | None:
+        """None where the feed-forward layers have another activation than silu."""
+        config = self.config
+        layers: Any = self.model.layers
+        if config.hidden_act != "silu":
+            return None
+        return DecoderParts(
+            self.model.embed_tokens,
+            [LayerParts(layer.input_layernorm,
+                        (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
+                        getattr(layer.self_attn, "q_norm", None), getattr(layer.self_attn, "k_norm", None),
+                        layer.self_attn.o_proj, layer.post_attention_layernorm,
+                        (layer.mlp.gate_proj, layer.mlp.up_proj), layer.mlp.down_proj, layer.window)
+             for layer in layers],
+            self.model.norm, self.rope, config.num_attention_heads, config.key_heads, config.head_width,
+            config.rms_norm_eps)
 
     def lm_features(self, hidden_XD: Tensor) -> Tensor:
         """What the output vocabulary is compared with, [X, D]."""

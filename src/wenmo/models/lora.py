@@ -44,7 +44,7 @@ class LoraSettings(Settings):
     rank: int = Field(8, ge=1)
     alpha: float = Field(16.0, gt=0, allow_inf_nan=False)
     dropout: Probability = 0.0
-    targets: tuple[str, ...] = ()
+    targets: tuple[str, ...] | None = Field(None, min_length=1)
     modules_to_save: tuple[str, ...] = ()
     rslora: bool = False
     dora: bool = False

@@ -19,6 +19,7 @@ from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probabi
 from wenmo.models.encoder_decoder import EncoderDecoder
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
+from wenmo.nn.block import Block
 from wenmo.nn.cross import Cross
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.initialisation import initialise_normal
@@ -106,7 +107,7 @@ class _Attention(nn.Module):
         return x_MD.view(x_MD.shape[0], -1, self.head_width)
 
 
-class _Layer(nn.Module):
+class _Layer(Block):
     """Each part is norm(x + dropout(part(x))): attention, attention to the source (decoder alone), feed-forward."""
 
     def __init__(self, index: int, config: MarianConfig, decoder: bool) -> None:

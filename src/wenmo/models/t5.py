@@ -21,6 +21,7 @@ from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probabi
 from wenmo.models.encoder_decoder import EncoderDecoder
 from wenmo.nn.activation import ACTIVATIONS
 from wenmo.nn.attend import Attend, Bias, Packed
+from wenmo.nn.block import Block
 from wenmo.nn.cross import Cross
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.linear import Linear
@@ -130,7 +131,7 @@ class _Sublayer(nn.Module):
         return getattr(self, self.name)
 
 
-class _Block(nn.Module):
+class _Block(Block):
     def __init__(self, index: int, config: T5Config, decoder: bool) -> None:
         super().__init__()
         self.index, self.head_width, self.decoder = index, config.d_kv, decoder

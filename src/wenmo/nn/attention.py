@@ -1,8 +1,8 @@
 """Scaled dot-product attention over a rectangle, softmax(Q Kᵀ / √d_k) V (Vaswani et al. 2017, §3.2.1).
 
-On the CPU in training, plain matrix products and a softmax beat torch's fused kernel by two to five times at the
-lengths of this package (docs/results.md, "attention"), because its backward is slow; for long inputs the fused
-kernel is taken, since the plain one holds T × S scores. On cuda the fused kernel always.
+Here the formula is plain products and a softmax, which beat torch's fused kernel on the CPU at the lengths of this
+package; longer inputs go to that kernel, since T × S scores would be held. On cuda the fused kernel always. Training on
+the CPU takes the same formula block by block, with gradients by hand (blocked_attention.py): torch's backward is slow.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wenmo.nn.blocked_attention import blocked_attention
 from wenmo.nn.dropout import dropout
 
 LONGEST_PLAIN_TOKENS = 1024
@@ -47,6 +48,10 @@ def attention(
         assert bias is None
         return _block_by_block(q_BTNH, k_BSKH, v_BSKH, window, scale, dropout_probability)
     k_BKSH, v_BKSH = k_BSKH.transpose(1, 2), v_BSKH.transpose(1, 2)
+    learns = torch.is_grad_enabled() and (q_BTNH.requires_grad or k_BSKH.requires_grad or v_BSKH.requires_grad)
+    if learns and bias is None and not q_BTNH.is_cuda:
+        return blocked_attention(q_BTNH, k_BSKH, v_BSKH, causal=causal, window=window, mask=mask, scale=scale,
+                                 dropout_probability=dropout_probability)
     if q_BTNH.is_cuda or max(T, S) > LONGEST_PLAIN_TOKENS:
         both = _added(mask, bias, causal, window, T, S, q_BTNH)
         out_BNTH = F.scaled_dot_product_attention(

@@ -20,7 +20,8 @@ Project = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Memory:
-    """The encoded source of each row. A layer's keys and values are made when it first asks, and kept for later tokens.
+    """The encoded source of each row. A layer's keys and values are made when it first asks, and, outside of training,
+    kept for later tokens.
 
     memory_MD: the encoder's hidden states, sequences end to end; at first, row b is source b.
     """
@@ -49,13 +50,15 @@ class Memory:
                        for layer, (k, v) in self.layers.items()}
 
     def keys_and_values(self, layer: int, project: Project) -> tuple[Tensor, Tensor]:
-        if layer not in self.layers:
-            k_BSKH, v_BSKH = (self.padding.pad(x_MKH) for x_MKH in project(self.memory_MD))
-            if self.sources != list(range(self.padding.num_rows)):
-                index_B = torch.tensor(self.sources, device=k_BSKH.device)
-                k_BSKH, v_BSKH = k_BSKH.index_select(0, index_B), v_BSKH.index_select(0, index_B)
+        if layer in self.layers:
+            return self.layers[layer]
+        k_BSKH, v_BSKH = (self.padding.pad(x_MKH) for x_MKH in project(self.memory_MD))
+        if self.sources != list(range(self.padding.num_rows)):
+            index_B = torch.tensor(self.sources, device=k_BSKH.device)
+            k_BSKH, v_BSKH = k_BSKH.index_select(0, index_B), v_BSKH.index_select(0, index_B)
+        if not torch.is_grad_enabled():  # in training a layer asks once, and the gradient is what keeps them
             self.layers[layer] = (k_BSKH, v_BSKH)
-        return self.layers[layer]
+        return k_BSKH, v_BSKH
 
 
 class Cross:

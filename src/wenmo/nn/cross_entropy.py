@@ -13,7 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_ROWS = 1024
+CHUNK_ROWS = 2048  # at most, and as many as have about so many logits; with weight gradients fewer chunks cost less
+CHUNK_LOGITS, CHUNK_LOGITS_LEARNT = 1 << 24, 1 << 25
+BLOCK_LOGITS = 1 << 19  # as many are turned into gradients at once, in fp32: these stay in the cache
+VANISHING = 1e-30
 IGNORED = -100
 
 
@@ -47,34 +50,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
         bias = None if bias_V is None else bias_V.to(features_XD.dtype)
         num_words = weight.shape[0]
         total = torch.zeros((), device=features_XD.device)
-        d_features = torch.empty_like(features_XD)
+        d_features: list[Tensor] = []
         learns_weight, learns_bias = ctx.needs_input_grad[1:3]  # a frozen vocabulary costs a third less
         d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if learns_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and learns_bias else None
-        for start in range(0, features_XD.shape[0], CHUNK_ROWS):
-            rows = slice(start, start + CHUNK_ROWS)
-            chunk, targets = features_XD[rows], targets_X[rows, None]
-            learnt = targets != IGNORED
-            targets = targets.clamp(min=0)
-            logits = F.linear(chunk, weight, bias).float()
-            log_norm = torch.logsumexp(logits, dim=-1, keepdim=True)
-            nll = log_norm - logits.gather(1, targets)
-            if label_smoothing:
-                uniform = log_norm - logits.mean(dim=-1, keepdim=True)
-                nll = (1 - label_smoothing) * nll + label_smoothing * uniform
-            total += (nll * learnt).sum()
-            d_logits = logits.sub_(log_norm).exp_()
-            if label_smoothing:
-                d_logits -= label_smoothing / num_words
-            d_logits.scatter_add_(1, targets, torch.full_like(nll, label_smoothing - 1.0))
-            d_logits *= learnt
+        most = min(CHUNK_ROWS, max(1, (CHUNK_LOGITS_LEARNT if learns_weight else CHUNK_LOGITS) // num_words))
+        block_rows = max(1, BLOCK_LOGITS // num_words)
+        for chunk, targets in zip(torch.split(features_XD, most), torch.split(targets_X, most), strict=True):
+            logits = F.linear(chunk, weight, bias)  # and soon their gradients, in place
+            blocks = zip(torch.split(logits, block_rows), torch.split(targets, block_rows), strict=True)
+            for logits_RV, targets_R in blocks:
+                total += _loss_and_gradient(logits_RV, targets_R, label_smoothing)
             if d_bias is not None:
-                d_bias += d_logits.sum(0)
-            d_logits = d_logits.to(features_XD.dtype)
-            d_features[rows] = d_logits @ weight
+                d_bias += logits.sum(0, dtype=torch.float32)
+            d_features.append(logits @ weight)
             if d_weight is not None:
-                d_weight += d_logits.t() @ chunk
-        ctx.save_for_backward(d_features, d_weight, d_bias)
+                d_weight += logits.t() @ chunk
+        ctx.save_for_backward(torch.cat(d_features), d_weight, d_bias)
         ctx.weight_dtype = weight_VD.dtype
         return total
 
@@ -85,3 +77,25 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = None if d_bias is None else d_bias * upstream
         d_weight = None if d_weight is None else (d_weight * upstream).to(ctx.weight_dtype)
         return d_features * upstream.to(d_features.dtype), d_weight, d_bias, None, None
+
+
+def _loss_and_gradient(logits_RV: Tensor, targets_R: Tensor, label_smoothing: float) -> Tensor:
+    """The sum over the rows; the logits are overwritten by its gradient, softmax - target."""
+    learnt_R1 = (targets_R != IGNORED)[:, None]
+    targets_R1 = targets_R.clamp(min=0)[:, None]
+    share = torch.softmax(logits_RV, dim=-1, dtype=torch.float32)
+    target_share = share.gather(1, targets_R1)
+    nll = -target_share.log()
+    if bool((target_share < VANISHING).any()):  # its logarithm is not exact, or infinite
+        nll = torch.logsumexp(logits_RV.float(), dim=-1, keepdim=True) - logits_RV.gather(1, targets_R1)
+    if label_smoothing:
+        log_norm = nll + logits_RV.gather(1, targets_R1)
+        uniform = log_norm - logits_RV.mean(dim=-1, keepdim=True, dtype=torch.float32)
+        nll = (1 - label_smoothing) * nll + label_smoothing * uniform
+        share -= label_smoothing / logits_RV.shape[1]
+    share.scatter_add_(1, targets_R1, torch.full_like(nll, label_smoothing - 1.0))
+    logits_RV.copy_(share)
+    if not bool(learnt_R1.all()):
+        logits_RV.masked_fill_(~learnt_R1, 0.0)
+        nll.masked_fill_(~learnt_R1, 0.0)
+    return nll.sum()

@@ -18,6 +18,12 @@ from torch import Tensor, nn
 class Linear(nn.Linear):
     """x_MI → x W^T + b, in x's dtype."""
 
+    def reset_parameters(self) -> None:
+        """Zeros: a model draws its own numbers (`initialise`), or reads them. torch's draw half a second for 135M."""
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, input: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return F.linear(input, self.weight.to(input.dtype), bias)

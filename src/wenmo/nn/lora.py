@@ -13,13 +13,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenmo.nn.dropout import Dropout
+from wenmo.nn.dropout import Dropout, drop, kept_bits, new_seed
 from wenmo.nn.linear import Conv1D, Linear
 
 Initial = Literal["kaiming", "gaussian"]
@@ -64,14 +64,23 @@ class LoraLinear(nn.Module):
     def forward(self, x_MI: Tensor) -> Tensor:
         dtype = x_MI.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
-        weight_OI = self._weight().to(dtype)
-        low_MR = self.lora_A(self.dropout(x_MI))
-        up_RO = self.lora_B.weight.to(dtype).t()
-        if not self.how.dora:  # the product is added where the sum is made: no pass over [M, O] of its own
-            return torch.addmm(F.linear(x_MI, weight_OI, bias), low_MR, up_RO, alpha=self.how.scale)
+        if not self.how.dora:
+            return self._sum(x_MI, bias)
         share_O = self.lora_magnitude_vector / self._lengths()
-        out_MO = torch.addmm(F.linear(x_MI, weight_OI), low_MR, up_RO, alpha=self.how.scale) * share_O.to(dtype)
+        out_MO = self._sum(x_MI, None) * share_O.to(dtype)
         return out_MO if bias is None else out_MO + bias
+
+    def _sum(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """x (W + s B A)^T + b. Where nothing but A and B learns, with dropout's masks made twice instead of kept."""
+        weight_OI, a_RI, b_OR = self._weight().to(x_MI.dtype), self.lora_A.weight, self.lora_B.weight
+        learns_more = weight_OI.requires_grad or (bias_O is not None and bias_O.requires_grad)
+        if torch.is_grad_enabled() and not (learns_more or x_MI.is_cuda):
+            function: Any = _FrozenPlusLowRank.apply
+            rate = self.dropout.probability if self.training else 0.0
+            out: Tensor = function(x_MI, weight_OI, bias_O, a_RI, b_OR, self.how.scale, rate)
+            return out
+        low_MR = self.lora_A(self.dropout(x_MI))  # added where the sum is made: no pass over [M, O] of its own
+        return torch.addmm(F.linear(x_MI, weight_OI, bias_O), low_MR, b_OR.to(x_MI.dtype).t(), alpha=self.how.scale)
 
     def _weight(self) -> Tensor:
         """W as [O, I]."""
@@ -105,6 +114,41 @@ class LoraLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.how)
+
+
+class _FrozenPlusLowRank(torch.autograd.Function):
+    """x W^T + b + s D(x) A^T B^T, where A [R, I] and B [O, R] learn, and W and b do not; D is dropout.
+
+    For the backward x itself is kept, which its neighbours keep too (q, k and v have the same one), and the seed of the
+    mask: plain autograd keeps the mask and D(x) for each map, and these were 40% of an adapter's memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_RI: Tensor, b_OR: Tensor,
+                scale: float, rate: float) -> Tensor:
+        dtype = x_MI.dtype
+        ctx.scale, ctx.rate, ctx.seed = scale, rate, new_seed() if rate else 0
+        low_MR = _dropped(x_MI, ctx) @ a_RI.to(dtype).t()
+        ctx.save_for_backward(x_MI, weight_OI, a_RI, b_OR, low_MR)
+        return torch.addmm(F.linear(x_MI, weight_OI, bias_O), low_MR, b_OR.to(dtype).t(), alpha=scale)
+
+    @staticmethod
+    def backward(ctx: Any, d_out_MO: Tensor) -> tuple[Tensor | None, ...]:
+        x_MI, weight_OI, a_RI, b_OR, low_MR = ctx.saved_tensors
+        dtype = x_MI.dtype
+        d_low_MR = (d_out_MO @ b_OR.to(dtype)).mul_(ctx.scale)
+        d_b_OR = (d_out_MO.t() @ low_MR).mul_(ctx.scale).to(b_OR.dtype)
+        d_a_RI = (d_low_MR.t() @ _dropped(x_MI, ctx)).to(a_RI.dtype)
+        d_x_MI = None
+        if ctx.needs_input_grad[0]:
+            d_x_MI = _dropped(d_low_MR @ a_RI.to(dtype), ctx)
+            d_x_MI = d_x_MI.addmm_(d_out_MO, weight_OI)
+        return d_x_MI, None, None, d_a_RI, d_b_OR, None, None
+
+
+def _dropped(x_MI: Tensor, ctx: Any) -> Tensor:
+    """The same elements of any tensor of this shape."""
+    return drop(x_MI, kept_bits(x_MI.shape, ctx.rate, ctx.seed), ctx.rate) if ctx.rate else x_MI
 
 
 class LoraEmbedding(nn.Module):

@@ -88,6 +88,11 @@ class Rope:
         elif isinstance(scaling, LongRope):
             self.attention_factor = self._longrope_attention_factor(scaling)
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether how a token is turned depends on its own position alone."""
+        return not isinstance(self.scaling, (Dynamic, LongRope))
+
     def cos_sin(self, positions_M: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """[M, 1, H] each, computed in fp32, in `dtype`; the sines of the first half with a minus (see `rotate`)."""
         frequencies_X = self._frequencies_for(positions_M).to(positions_M.device)

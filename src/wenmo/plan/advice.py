@@ -19,13 +19,15 @@ from wenmo.plan.forecast import Forecast
 
 FULL = 0.9  # of the memory: above this the system begins to swap or to kill
 ROOMY = 0.5
+MUCH = 0.25  # of a run's memory: what the activations must take for a second forward to be worth its time
 CUT = 0.10  # of the rows truncated: above this it is worth a word
 
 
 @dataclass(frozen=True)
 class Given:
     """`max_tokens` of the data and the most that the model reads (None: any); `windows`: whether the task can read a
-    long text in windows; `adapts`: whether the model is a trained one without an adapter."""
+    long text in windows; `adapts`: whether the model is a trained one without an adapter; `checkpoints`: whether each
+    layer's activations are computed a second time already."""
 
     on: machine.Device
     accumulation: int
@@ -35,6 +37,7 @@ class Given:
     too_long: str
     windows: bool
     adapts: bool
+    checkpoints: bool
     memory_bytes: int
     cores: int
 
@@ -70,6 +73,12 @@ def advice(found: Forecast, given: Given) -> list[Advice]:
         result.append(Advice(f"train.accumulation={max(parts, given.accumulation + 1)}", say(
             f"{share:.0%} of the memory would be used; micro-batches of {fits:,} tokens fit, and change no number",
             f"将占用 {share:.0%} 的内存；微批不超过 {fits:,} 个词元即可放下，且结果不变")))
+    activations = found.bytes_per_token * found.micro_batch_tokens
+    if share > FULL and not given.checkpoints and activations > MUCH * found.peak_memory_bytes:
+        result.append(Advice("train.checkpoint_activations=true", say(
+            f"{activations / 2**30:.1f} GB are activations: computed twice they are those of about one layer, for a "
+            "third more time and the same weights",
+            f"其中 {activations / 2**30:.1f} GB 是激活值：计算两遍则只需约一层的量，时间多约三分之一，权重不变")))
     if share > FULL and given.adapts:
         result.append(Advice("model.lora={rank: 8}", say(
             "gradients and optimizer states only for an adapter", "只需适配器的梯度与优化器状态")))

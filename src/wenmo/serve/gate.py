@@ -7,6 +7,8 @@ Lives in the event loop alone.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -42,6 +44,17 @@ class Visit:
         """What it really took; the rest of what was reserved is given back."""
         self.tokens.give_back(self.caller, self.reserved - num_tokens)
         self.reserved = 0
+
+    @contextlib.contextmanager
+    def reading(self, num_tokens: int) -> Iterator[None]:
+        """Reserves what the block reads, and gives it back where that comes to nothing: the client has left, say."""
+        self.reserve(num_tokens)
+        spent = 0
+        try:
+            yield
+            spent = num_tokens
+        finally:
+            self.spend(spent)
 
     def stop(self, why: Cut) -> None:
         """Cancels its work at once; the guard tells the client, if there still is one."""

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from wenmo import device
 from wenmo.config import Count, Settings
-from wenmo.engine import EngineSettings
+from wenmo.engine import DraftSettings, EngineSettings, FormatOrAuto
 from wenmo.engine.batcher import BatcherSettings
 from wenmo.errors import ModelError, UsageError, WenmoError, say
 from wenmo.locate import locate
@@ -31,13 +31,14 @@ State = Literal["cold", "loading", "ready", "failed"]
 
 
 class ModelsSettings(Settings):
-    """memory_bytes: what all loaded models may take together, weights, keys and values (left out: four fifths of the
-    machine's). pinned: names of models that never give way. encoder_format: of the weights of models that write no
-    text. wait_seconds: who needs memory that others are using waits so long. batches: of rows put together."""
+    """memory_bytes: what all loaded models may take together, weights, keys and values (left out: four fifths of
+    the machine's). pinned: names of models that never give way. encoder_format: of the weights of models that write
+    no text; left out, as texts are written (int8-weights and int4, which are for those alone: auto). wait_seconds:
+    who needs memory that others are using waits so long. batches: of rows put together."""
 
     memory_bytes: Count | None = Field(None, ge=1)
     pinned: tuple[str, ...] = ()
-    encoder_format: Literal["fp32", "bf16", "int8"] = "fp32"
+    encoder_format: Literal["fp32", "bf16", "int8"] | None = None
     wait_seconds: float = Field(10.0, ge=0)
     batches: BatcherSettings = BatcherSettings()
 
@@ -84,11 +85,15 @@ class _Entry:
 
 
 class Models:
-    """To be used from one event loop. `load_options`: further arguments of `wenmo.load` (tasks, heads)."""
+    """To be used from one event loop. `format` wins over that of the engine's settings; where neither says one, a model
+    has that in which it is stored. `load_options`: further arguments of `wenmo.load` (tasks, heads)."""
 
     def __init__(self, references: Mapping[str, str], settings: ModelsSettings | None = None,
-                 engine: EngineSettings | None = None, **load_options: Any) -> None:
-        self.settings, self.engine = settings or ModelsSettings(), engine or EngineSettings()
+                 engine: EngineSettings | None = None, format: FormatOrAuto | None = None,
+                 **load_options: Any) -> None:
+        self.settings, self.engine, self.format = settings or ModelsSettings(), engine or EngineSettings(), format
+        if format is None and "format" in self.engine.model_fields_set:
+            self.format = self.engine.format
         self.load_options = load_options
         self.budget_bytes = self.settings.memory_bytes or device.memory_bytes() * 4 // 5
         self.entries = {name: _Entry(name, reference) for name, reference in references.items()}
@@ -173,13 +178,13 @@ class Models:
         try:
             path = await asyncio.to_thread(locate, entry.reference)
             entry.base = await self._base(entry)
-            await self._make_room(entry, entry.expected_bytes or stored_bytes(path))
+            await self._make_room(entry, entry.expected_bytes or stored_bytes(path) + await self._draft_bytes())
             below = None if entry.base is None else entry.base.served
             engine = self.engine  # a base that nobody can ask for needs no room for texts
             if entry in self._bases.values():
                 engine = engine.model_copy(update={"cache_tokens": 128, "prefix_tokens": 0})
             entry.served = await asyncio.to_thread(
-                Served, entry.name, entry.reference, below, engine, self.settings.encoder_format,
+                Served, entry.name, entry.reference, below, engine, self.format, self.settings.encoder_format,
                 self.settings.batches, self.load_options)
             entry.expected_bytes = entry.served.num_bytes
             if self._closed:
@@ -192,6 +197,11 @@ class Models:
             raise
         entry.state = "ready"
         self.num_loads += 1
+
+    async def _draft_bytes(self) -> int:
+        """What the model that guesses will add to one that writes text, about."""
+        guess = self.engine.speculate
+        return stored_bytes(await asyncio.to_thread(locate, guess.draft)) if isinstance(guess, DraftSettings) else 0
 
     async def _base(self, entry: _Entry) -> _Entry | None:
         """The base of an adapter, loaded and held; None for a whole model."""
@@ -216,8 +226,8 @@ class Models:
             raise ModelError(
                 say(f"the model takes {num_bytes + entry.num_bytes:,} bytes of {most:,}",
                     f"模型需要 {num_bytes + entry.num_bytes:,} 字节，而只有 {most:,} 字节"), where=entry.reference,
-                mend=say("raise memory_bytes, lower cache_tokens, or choose another format",
-                         "请增大 memory_bytes、减小 cache_tokens，或换一种格式"))
+                mend=say("raise models.memory_bytes, lower engine.cache_tokens, or choose another format",
+                         "请增大 models.memory_bytes、减小 engine.cache_tokens，或换一种格式"))
         until = time.monotonic() + self.settings.wait_seconds
         while self.loaded_bytes + num_bytes > self.budget_bytes:
             idle = [each for each in self._all() if each.served is not None and each is not entry

@@ -27,8 +27,8 @@ async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
     check_bytes(http.app.state.settings, texts, "input")
     async with using(http, body.model) as served:
         num_tokens = await run_in_threadpool(_num_tokens, served, texts)
-        http.state.visit.reserve(num_tokens)
-        vectors = await served.embed(texts, body.prompt)
+        with http.state.visit.reading(num_tokens):
+            vectors = await served.embed(texts, body.prompt)
     if body.dimensions is not None:
         vectors = _shortened(vectors, body.dimensions)
     return Response(await run_in_threadpool(_written, body, vectors, num_tokens), media_type=Json.media_type)
@@ -64,9 +64,9 @@ async def predict(body: PredictRequest, http: Request) -> Json:
     check_numbers(settings, rows=len(body.rows))
     check_bytes(settings, texts, "rows")
     async with using(http, body.model) as served:
-        if settings.tokens_per_minute is not None:
-            http.state.visit.reserve(await run_in_threadpool(_num_tokens, served, texts))
-        answers = await served.predict(body.rows, body.task)
+        bounded = settings.tokens_per_minute is not None
+        with http.state.visit.reading(await run_in_threadpool(_num_tokens, served, texts) if bounded else 0):
+            answers = await served.predict(body.rows, body.task)
     return Json({"object": "list", "model": body.model, "answers": [
         ApiError(400, message_of(answer)).body() if isinstance(answer, DataError) else answer for answer in answers]})
 

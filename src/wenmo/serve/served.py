@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from wenmo import loaded
-from wenmo.engine import Engine, EngineSettings
+from wenmo.engine import Engine, EngineSettings, FormatOrAuto, chosen_format
 from wenmo.engine.batcher import Batcher, BatcherSettings
 from wenmo.engine.memory import bytes_of
 from wenmo.engine.packed import Format, pack
@@ -29,20 +29,26 @@ _VECTORS = ("vectors",)  # the group of rows that become vectors; a task's is it
 
 
 class Served:
-    """`engine` is started, and None for a model that writes no text. `base`: the model below an adapter."""
+    """`engine` is started, and None for a model that writes no text. `base`: the model below an adapter. `format`: None
+    leaves it to the model: that in which it is stored, else fp32."""
 
-    def __init__(self, name: str, reference: str, base: Served | None, engine: EngineSettings, encoder_format: Format,
-                 batches: BatcherSettings, load_options: Mapping[str, Any]) -> None:
+    def __init__(self, name: str, reference: str, base: Served | None, engine: EngineSettings,
+                 format: FormatOrAuto | None, encoder_format: Format | None, batches: BatcherSettings,
+                 load_options: Mapping[str, Any]) -> None:
         self.name, self.folder = name, locate(reference)
         below = None if base is None else base.loaded
         self.loaded: Loaded = loaded.load(reference, device="cpu", base=below, **load_options)
         self.engine: Engine | None = None
+        stored = self.loaded.stored_format
         if self.loaded.opened.tokenizer is not None and {"causal_lm", "seq2seq_lm"} & set(self.loaded.model.heads):
-            self.engine = self.loaded.engine(engine).start()
+            chosen = stored or "fp32" if format is None else chosen_format(format, stored)
+            if base is not None and base.engine is not None:  # whose maps it shares
+                chosen = base.engine.settings.format
+            self.engine = self.loaded.engine(engine.model_copy(update={"format": chosen})).start()
             if base is not None and base.engine is not None:
                 self.engine.runner.share_head(base.engine.runner)
-        elif encoder_format != "fp32":
-            pack(self.loaded.model, encoder_format)
+        elif (chosen := encoder_format or _of_encoders(format, stored)) != "fp32":
+            pack(self.loaded.model, chosen)
         self.parts = bytes_of(self.loaded.model, self.engine)
         shared: Mapping[int, int] = {} if base is None else base.parts
         self.num_bytes = sum(number for part, number in self.parts.items() if part not in shared)
@@ -87,6 +93,14 @@ class Served:
         self.batcher.close()
         if self.engine is not None:
             self.engine.close()
+
+
+def _of_encoders(format: FormatOrAuto | None, stored: Format | None) -> Format:
+    """The format of a model that writes no text, from that of those that do. Few bits of the weights alone spare
+    nothing where many rows are read at once: there it is `auto`."""
+    if format is None:
+        return "fp32"
+    return chosen_format("auto" if format in ("int8-weights", "int4") else format, stored)
 
 
 def base_of(reference: str) -> Path | None:

@@ -72,6 +72,9 @@ def embed(model: str, file: str, *, out: Path | None = None, queries: Sequence[s
 def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str | None, prompt: str | None) -> None:
     """UsageError for what makes no sense together, before the model is opened."""
     searches = bool(queries) or query_file is not None
+    if not all(query.strip() for query in queries):
+        raise UsageError(say("an empty query is near to nothing", "空查询无从检索"), where='--nearest ""',
+                         mend="--nearest TEXT")
     if _is_index(file) and (out is not None or prompt is not None or not searches):
         raise UsageError(say("an index is there to be searched", "索引是用来检索的"), where=file,
                          mend="--nearest TEXT")

@@ -20,10 +20,11 @@ from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
 from wenmo.loaded import Loaded, load
 from wenmo.report import Comparison, Report, verdict
-from wenmo.stages.prepare import rows_of, rows_to_measure, values_of
+from wenmo.stages.prepare import place_fault, rows_of, rows_to_measure, values_of
 from wenmo.tasks import Joint, Task
 from wenmo.tasks.task import TaskSettings
 from wenmo.tasks.text_to_text import references_of
+from wenmo.text.intake import Row
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +47,13 @@ def evaluate(model: str, data: str, *, task: str | None = None, source: Mapping[
     simple, as_known = chosen.plain() if isinstance(chosen, Joint) and baseline is not None else (chosen, dict)
     other = None if baseline is None else baseline_of(simple)
     encoder = None if similarity_model is None else _encoder(similarity_model, chosen, threads, dtype)
-    values = _rows(data, chosen.settings, source or {}, loaded)
-    report, answers = measure(loaded, values, data, task=task, seed=seed)
+    rows = _rows(data, chosen.settings, source or {}, loaded)
+    values = values_of(rows)
+    try:
+        report, answers = measure(loaded, values, data, task=task, seed=seed)
+    except DataError:
+        place_fault(chosen, rows)
+        raise
     if baseline is not None and other is not None:
         learnt = rows_of(baseline, columns, given=source or {}, trained_on=loaded.opened.card.get("source", {}))
         report = beside(report, simple, list(map(as_known, values)), answers,
@@ -68,9 +74,13 @@ def compare(model: str, other: str, data: str, *, task: str | None = None, sourc
             seed: int = 0, threads: int | None = None, dtype: DType = "fp32") -> Comparison:
     """Two models on the rows of a file, and the paired differences. Raises DataError, UsageError as `evaluate`."""
     a, b = (load_all([each], threads=threads, dtype=dtype) for each in (model, other))
-    settings = a.task(task).settings
-    values = _rows(data, settings, source or {}, a)
-    comparison = both(a, b, values, data, task=task, seed=seed)
+    chosen = a.task(task)
+    rows = _rows(data, chosen.settings, source or {}, a)
+    try:
+        comparison = both(a, b, values_of(rows), data, task=task, seed=seed)
+    except DataError:
+        place_fault(chosen, rows)
+        raise
     for sentence in comparison.sentences():
         _log.info(sentence)
     for each, report in ((model, comparison.a), (other, comparison.b)):
@@ -78,7 +88,7 @@ def compare(model: str, other: str, data: str, *, task: str | None = None, sourc
     return comparison
 
 
-def _rows(data: str, settings: TaskSettings, source: Mapping[str, Any], loaded: Answering) -> list[Mapping[str, Any]]:
+def _rows(data: str, settings: TaskSettings, source: Mapping[str, Any], loaded: Answering) -> list[Row]:
     """The rows of a file, those that cannot be read counted. DataError where there is none."""
     rows = rows_to_measure(data, settings, given=source, trained_on=loaded.opened.card.get("source", {}))
     if rows.counts.quarantined:
@@ -87,7 +97,7 @@ def _rows(data: str, settings: TaskSettings, source: Mapping[str, Any], loaded: 
     if not rows.rows:
         raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=data,
                         mend=say("check the file and its columns", "请检查文件及其列"))
-    return values_of(rows.rows)
+    return rows.rows
 
 
 def _encoder(reference: str, task: Task, threads: int | None, dtype: DType) -> Loaded:

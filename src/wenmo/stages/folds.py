@@ -37,6 +37,7 @@ from wenmo.stages.evaluate import named
 from wenmo.stages.prepare import Corpus, run_facts
 from wenmo.stages.train import Trained, train
 from wenmo.tasks import CustomTasks
+from wenmo.training.processes import refuse_several
 from wenmo.training.run import FOLDS, RECORD, Run, refuse_foreign
 
 REPORT = "report.json"
@@ -98,6 +99,9 @@ def cross_validate(recipe: Recipe, out: Path, *, data_root: Path = Path("."), ta
     """Carries out all folds in `out`, then the final model. Raises WenmoError; what is done stays done."""
     choose = recipe.data.choose
     assert choose.folds is not None
+    refuse_several(say("cross-validation", "交叉验证"), "data.choose.folds",
+                   say("one fold after the other: data.choose.fold=1, each in a folder of its own",
+                       "逐折运行：data.choose.fold=1，各用自己的目录"))
     if choose.refit:  # before the work, not after it
         _refuse_other(out, of_all_rows(recipe), data_root, tasks, heads)
     done: list[Trained] = []

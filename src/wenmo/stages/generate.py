@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from wenmo.config import parse
-from wenmo.engine import Event, Format, FormatOrAuto, Handle, Request, chosen_format, shapes
+from wenmo.engine import Engine, Event, FormatOrAuto, Handle, Request, chosen_format, shapes
 from wenmo.engine.shapes import Shape
 from wenmo.errors import DataError, UsageError, say
 from wenmo.generate import Completion, Sampling
@@ -45,7 +45,9 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
         events = ([iter([Event(each.text, completion=each)]) for each in some]
                   for some in loaded.complete(asked, **settings.model_dump()))
     else:
-        events = _engine_events(loaded, asked, settings, chosen_format(format, loaded.stored_format), shape)
+        engine = loaded.engine({"format": chosen_format(format, loaded.stored_format)})
+        began = time.perf_counter()  # to pack the weights and compile the native steps is not to write
+        events = _engine_events(engine, asked, settings, shape)
     continues = not chat and "seq2seq_lm" not in loaded.model.heads
     completions, tokens = [], 0
     for prompt, samples in zip(prompts, events, strict=True):
@@ -93,12 +95,12 @@ def _plain(loaded: Loaded, settings: Sampling, format: FormatOrAuto, shape: Shap
     return True
 
 
-def _engine_events(loaded: Loaded, asked: Sequence[Sequence[int]], settings: Sampling,
-                   format: Format, shape: Shape | None) -> Iterator[list[Iterator[Event]]]:
+def _engine_events(engine: Engine, asked: Sequence[Sequence[int]], settings: Sampling,
+                   shape: Shape | None) -> Iterator[list[Iterator[Event]]]:
     """For each prompt the events of its samples, in order; all are written at once. What is left when who reads them
     stops is cancelled."""
-    engine = loaded.engine({"format": format}).start()
     handles: list[list[Handle]] = []
+    engine.start()
     try:
         for ids in asked:
             handles.append([engine.submit(Request(

@@ -14,7 +14,7 @@ from wenmo.models import CustomHeads
 from wenmo.recipe import parse_recipe
 from wenmo.report import Report
 from wenmo.stages.folds import carry_out
-from wenmo.stages.prepare import rows_to_measure, values_of
+from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
 from wenmo.stages.train import Trained
 from wenmo.tasks import CustomTasks, JointSettings
 
@@ -48,16 +48,20 @@ def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str
         given = {"columns": dict(columns)} if columns else {}
         trained_on = loaded.opened.card.get("source", {})
         found, name = rows_to_measure(str(data), settings, given=given, trained_on=trained_on), str(data)
-        rows = values_of(found.rows)
+        read, rows = found.rows, values_of(found.rows)
     else:
         mapped = {name: (columns or {}).get(name, name) for name in wanted}
         some = isinstance(settings, JointSettings)  # of several tasks a row may have what one of them needs
         rows = [_row(number, row, mapped, some=some) for number, row in enumerate(data, 1)]
-        name = say("rows at hand", "给定的数据")
+        read, name = [], say("rows at hand", "给定的数据")
     if not rows:
         raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=name,
                         mend=say("check the file and its columns", "请检查文件及其列"))
-    report, _ = measure(loaded, rows, name, task=task, seed=seed)
+    try:
+        report, _ = measure(loaded, rows, name, task=task, seed=seed)
+    except DataError:
+        place_fault(loaded.task(task), read)
+        raise
     return report
 
 

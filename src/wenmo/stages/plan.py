@@ -171,7 +171,8 @@ def plan(recipe: Recipe, *, data_root: Path = Path("."), tasks: CustomTasks | No
     given = Given(on, recipe.train.accumulation, recipe.train.batch_tokens, recipe.data.max_tokens,
                   opened.model.config.max_tokens, recipe.data.too_long,
                   bool(texts_in(recipe.task)) and not any(each.pair for each in texts_in(recipe.task)),
-                  isinstance(recipe.model, FromModel) and recipe.model.lora is None, memory_bytes, cores)
+                  isinstance(recipe.model, FromModel) and recipe.model.lora is None,
+                  recipe.train.checkpoint_activations, memory_bytes, cores)
     choose = recipe.data.choose
     runs = choose.folds + choose.refit if choose.folds is not None and choose.fold is None else 1
     return Planned(checks, shown, measured, advice(measured, given), fitting_tokens(measured, memory_bytes), runs)
@@ -224,7 +225,8 @@ class Suggested:
 
     def renderable(self) -> RenderableType:
         asked = self.asked
-        head = Text(say(f"{asked.task}, {asked.rows:,} rows, {asked.language}, {asked.cores} cores, "
+        cores = "1 core" if asked.cores == 1 else f"{asked.cores} cores"
+        head = Text(say(f"{asked.task}, {asked.rows:,} rows, {asked.language}, {cores}, "
                         f"{size(asked.memory_bytes)}", f"{asked.task}，{asked.rows:,} 行，{asked.language}，"
                         f"{asked.cores} 个核心，{size(asked.memory_bytes)}"), "bold")
         parts: list[RenderableType] = [head]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wenmo.config import parse
-from wenmo.engine import FormatOrAuto, chosen_format
+from wenmo.engine import FormatOrAuto
 from wenmo.errors import UsageError, say
 from wenmo.locate import locate
 from wenmo.serve.app import create_app
@@ -22,16 +22,13 @@ def serve(models: Sequence[str], settings: Mapping[str, Any], *, format: FormatO
           threads: int | None = None) -> int:
     """Serves `[NAME=]MODEL`s; the exit code. Says where, once requests are answered. Raises UsageError, ModelError.
 
-    `format` wins over that of the settings.
+    `format` wins over that of the settings; `auto` is each model's own.
     """
     chosen = parse(ServeSettings, settings, say("the server's settings", "服务设置"))
-    if format is not None:
-        engine = chosen.engine.model_copy(update={"format": chosen_format(format)})
-        chosen = chosen.model_copy(update={"engine": engine})
     references = named(models)
     for reference in references.values():
         locate(reference)  # a slip is told now, and not to the first who asks
-    served = Models(references, chosen.models, chosen.engine, threads=threads)
+    served = Models(references, chosen.models, chosen.engine, format, threads=threads)
     app = create_app(served, chosen, warm=list(references)[:1])
 
     def announce(url: str) -> None:

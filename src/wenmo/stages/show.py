@@ -21,6 +21,24 @@ from wenmo.objectives import hidden_of
 from wenmo.training import cost
 
 TOP = 5
+# The names of facts in Chinese; those of metrics, tensors and files are the same in both languages.
+_CHINESE = {
+    "model": "模型", "architecture": "模型结构", "heads": "输出头", "tasks": "任务", "parameters": "参数量",
+    "memory_fp32_bytes": "fp32 内存（字节）", "memory_bf16_bytes": "bf16 内存（字节）", "width": "宽度",
+    "max_tokens": "最大词元数", "vocab_size": "词表大小", "labels": "标签",
+    "languages": "训练文本的文字", "zh": "汉字", "latin": "拉丁字母", "other": "其他文字",
+    "lineage": "来历", "parent": "来源模型", "reference": "引用", "recipe_sha256": "配方 sha256",
+    "data_sha256": "数据 sha256", "tokenizer_sha256": "分词器 sha256", "versions": "版本", "threads": "线程数",
+    "seed": "随机种子", "steps": "步数", "tokens": "词元数", "best_step": "最佳步", "trained": "训练的", "all": "全部",
+    "compressed": "量化自", "merged": "合并自", "average_of": "平均自", "weights_sha256": "权重 sha256",
+    "quantization": "量化", "format": "格式", "method": "方法", "group": "每组输入数", "matrices": "矩阵数",
+    "bytes": "字节数", "before": "之前", "after": "之后", "calibration": "校准", "held_out": "留出", "data": "数据",
+    "rows": "行数", "task": "任务",
+    "scores": "分数", "choose": "用于选择的数据", "loss": "损失",
+    "cost": "训练开销", "forecast": "预测", "actual": "实际", "after_steps": "据前几步", "seconds": "秒数",
+    "low": "下限", "high": "上限", "peak_memory_bytes": "内存峰值（字节）",
+    "golden": "黄金提示", "prompts": "条数", "largest_difference": "最大差异",
+}
 
 
 @dataclass(frozen=True)
@@ -38,11 +56,11 @@ class Shown:
         facts = Table(show_header=False, box=None, title_justify="left")
         for name, value in self.facts.items():
             if isinstance(value, dict):
-                facts.add_row(Text(name, "bold"), "")
+                facts.add_row(Text(_named(name), "bold"), "")
                 for inner, part in value.items():
-                    facts.add_row(Text(f"  {inner}"), Text(_short(part)))
+                    facts.add_row(Text(f"  {_named(inner)}"), Text(_short(part)))
             else:
-                facts.add_row(Text(name, "bold"), Text(_short(value)))
+                facts.add_row(Text(_named(name), "bold"), Text(_short(value)))
         groups = Table(box=None, title=Text(say("parameters", "参数")), title_justify="left")
         for name in (say("group", "部分"), say("shape", "形状"), say("count", "个数"), say("parameters", "参数量")):
             groups.add_column(name)
@@ -61,9 +79,17 @@ class Shown:
         return Group(*parts)
 
 
+def _named(name: str) -> str:
+    return say(name, _CHINESE.get(name, name))
+
+
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_short(item)}" for name, item in value.items())
+        return say(", ", "，").join(f"{_named(name)} {_short(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return say("; ", "；").join(map(_short, value))
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, str) and len(value) == 64:

@@ -28,6 +28,7 @@ from wenmo.stages.grid import Combination, combinations, read_axes
 from wenmo.stages.swept import FAILED, FINISHED, INTERRUPTED, WAITING, Swept, SweptRun
 from wenmo.tasks import CustomTasks
 from wenmo.training.best import BestSettings
+from wenmo.training.processes import refuse_several
 
 RECORD = "sweep.json"
 
@@ -44,6 +45,8 @@ def sweep(given: Mapping[str, Any], sweeps: Sequence[str], out: Path, *, overrid
     recipe, is a line of the result. Raises RecipeError with the faults of all combinations, and DataError, before the
     first is trained; RunLocked, StorageError.
     """
+    refuse_several(say("a sweep", "扫描"), "--sweep",
+                   say("start each combination as a run of its own", "把每种组合作为单独的训练来运行"))
     axes = read_axes(sweeps)
     grid = combinations(given, overrides, axes, where, tasks, heads)
     grid = [Combination(each.values, _without_refit(each.recipe)) for each in grid]

@@ -94,20 +94,20 @@ class LanguageModeling:
         return Built(examples, shards.num_documents, shards.num_tokens)
 
     def _documents(self, rows: Iterable[Mapping[str, Any]], with_starts: bool) -> Iterator[Arrays]:
-        for row in rows:
-            text = str(row["text"])
-            if with_starts:
-                ids, offsets = self.tokenizer.encode_with_offsets(text)
-                arrays = {"ids": np.asarray(ids), "starts": word_starts(text, offsets).astype(np.uint8)}
-            else:
-                arrays = {"ids": np.asarray(self.tokenizer.encode(text))}
-            if len(arrays["ids"]):
-                yield self._bounded(arrays) if self.settings.type == "causal_lm" else arrays
-
-    def _bounded(self, arrays: Arrays) -> Arrays:
-        """A causal document between its start and end-of-text."""
-        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        return {"ids": np.concatenate([document_start(self.tokenizer), arrays["ids"], end]).astype(np.int64)}
+        texts = (str(row["text"]) for row in rows)
+        if with_starts:
+            for text in texts:
+                its_ids, offsets = self.tokenizer.encode_with_offsets(text)
+                if its_ids:
+                    yield {"ids": np.asarray(its_ids), "starts": word_starts(text, offsets).astype(np.uint8)}
+        elif self.settings.type == "masked_lm":
+            yield from ({"ids": ids} for ids in self.tokenizer.encode_each(texts) if len(ids))
+        else:  # a causal document stands between its start and end-of-text
+            start = document_start(self.tokenizer)
+            end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
+            for ids in self.tokenizer.encode_each(texts):
+                if len(ids):
+                    yield {"ids": np.concatenate([start, ids, end]).astype(np.int64)}
 
     def _form(self, shards: Shards, seed: int, arrays: Arrays, document: int, start: int, epoch: int) -> list[Sequence]:
         if isinstance(self.settings, CausalLMSettings):

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from wenmo.config import Fraction
 from wenmo.data.sequence import Batch
@@ -23,12 +22,11 @@ from wenmo.errors import DataError, RecipeError, say
 from wenmo.metrics.multi_label import best_f1_threshold, multi_label_report, multi_label_statistics
 from wenmo.models import LanguageModel
 from wenmo.objectives import Objective, class_scores, multi_label
-from wenmo.tasks.classification import Label, Weight, all_different, labels_of
+from wenmo.tasks.labels import Label, LabelledSettings, LabelledTask, Weight, labels_of
 from wenmo.tasks.task import Measured
-from wenmo.tasks.text_task import TextSettings, TextTask
 
 
-class MultiLabelSettings(TextSettings):
+class MultiLabelSettings(LabelledSettings):
     """labels: in the order of the outputs; without them, all labels of the training rows, sorted.
     separator: what stands between the labels of a row that are one string; without it the string is one label.
     pos_weight: how much more a row that has the label counts for it than one without: `balanced` (rows without over
@@ -42,26 +40,14 @@ class MultiLabelSettings(TextSettings):
     pos_weight: Literal["balanced"] | dict[Label, Weight] | None = None
     thresholds: dict[Label, Fraction] | None = None
 
-    _all_different = field_validator("labels")(all_different)
-
     @property
     def target_columns(self) -> tuple[str, ...]:
         return ("labels",)
 
 
 @dataclass(frozen=True)
-class MultiLabel(TextTask[MultiLabelSettings]):
+class MultiLabel(LabelledTask[MultiLabelSettings]):
     weights: tuple[float, ...] | None = None  # of the rows that have each label, once fitted
-
-    @cached_property
-    def labels(self) -> dict[str, int]:
-        """label → number of the output."""
-        assert self.settings.labels is not None, "not fitted"
-        return {label: index for index, label in enumerate(self.settings.labels)}
-
-    @property
-    def heads(self) -> Mapping[str, int]:
-        return {"classification": len(self.labels)}
 
     def fitted(self, rows: Iterable[Mapping[str, Any]]) -> MultiLabel:
         counts: Counter[str] = Counter()
@@ -114,12 +100,9 @@ class MultiLabel(TextTask[MultiLabelSettings]):
     def _targets(self, row: Mapping[str, Any]) -> np.ndarray:
         """1 for each label that the row has, [C]. DataError for one that was never seen."""
         names = self._names(row)
-        for name in names:
-            if name not in self.labels:
-                raise DataError(
-                    say(f"the label `{name}` was never seen in training", f"标签 `{name}` 在训练中从未出现"),
-                    where="labels", mend=say("known labels: ", "已知标签：") + ", ".join(self.labels))
-        return np.array([label in names for label in self.labels], np.float32)
+        said_C = np.zeros(len(self.labels), np.float32)
+        said_C[[self.number_of(name) for name in names]] = 1
+        return said_C
 
     def targets(self, row: Mapping[str, Any]) -> Mapping[str, np.ndarray]:
         return {"labels": self._targets(row)}
@@ -147,6 +130,3 @@ class MultiLabel(TextTask[MultiLabelSettings]):
         metrics, details = multi_label_report(true_BC, probabilities_BC, self._thresholds_C, list(self.labels), seed)
         statistics = multi_label_statistics(true_BC, probabilities_BC, self._thresholds_C)
         return Measured(len(rows), metrics, details, statistics)
-
-    def card(self) -> dict[str, Any]:
-        return {**super().card(), "labels": list(self.labels)}

@@ -37,7 +37,7 @@ from wenmo.metrics.correlation import (
 from wenmo.models import LanguageModel
 from wenmo.nn.pooling import Pooling
 from wenmo.objectives import Objective
-from wenmo.tasks.classification import Label
+from wenmo.tasks.labels import Label
 from wenmo.tasks.task import Built, Encoded, Lengths, Measured
 from wenmo.tasks.vectors import Loss, compared, places_of_answers, text_ids, text_key, text_vectors
 from wenmo.text.tokenizer import Tokenizer

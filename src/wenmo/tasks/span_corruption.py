@@ -93,10 +93,8 @@ class SpanCorruption:
         return Built(examples, shards.num_documents, shards.num_tokens)
 
     def _documents(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[Arrays]:
-        for row in rows:
-            ids = np.asarray(self.tokenizer.encode(str(row["text"])))
-            if len(ids):
-                yield {"ids": ids}
+        texts = (str(row["text"]) for row in rows)
+        yield from ({"ids": ids} for ids in self.tokenizer.encode_each(texts) if len(ids))
 
     def _form(self, seed: int, arrays: Arrays, document: int, start: int, epoch: int) -> list[Sequence]:
         return self._example(document, arrays["ids"], numpy_rng(seed, "spans", epoch, document, start))

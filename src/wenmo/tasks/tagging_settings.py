@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -10,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from wenmo.config import Count, Fraction, Settings
 from wenmo.errors import say
 from wenmo.models import CRF_KIND
+from wenmo.tasks.labels import all_different
 from wenmo.tasks.tagged import Conflicts, Rows, Target, Units
 from wenmo.text.tagging_schemes import Scheme
 
@@ -37,13 +37,7 @@ class TaggingSettings(Settings):
     conflicts: Conflicts = "refuse"
     overlap_tokens: Count | None = None
 
-    @field_validator("labels")
-    @classmethod
-    def _all_different(cls, labels: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        twice = [label for label, count in Counter(labels or ()).items() if count > 1]
-        if twice:
-            raise ValueError(say(f"{', '.join(twice)} stands twice", f"{'、'.join(twice)} 出现了两次"))
-        return labels
+    _all_different = field_validator("labels")(all_different)
 
     @model_validator(mode="after")
     def _acts(self) -> TaggingSettings:

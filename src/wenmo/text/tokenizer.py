@@ -14,7 +14,8 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from wenmo.text.decoding import ByteStream, PieceStream, Stream, added_bytes, by
 from wenmo.text.tokenizer_files import follow_configuration, names_of_roles, read_folder
 from wenmo.text.twin import make_twin
 
+_BATCH_CHARACTERS = 1 << 18
 _FIRST, _SECOND = -1, -2  # where the texts stand in a layout; everything else there is an id
 
 
@@ -126,6 +128,16 @@ class Tokenizer:
         except TypeError as error:
             raise _not_text(texts) from error
         return [encoding.ids for encoding in encodings]
+
+    def encode_each(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """`encode` of each as they come, some at a time and on all cores, for corpora that are not to stand in memory:
+        int64 arrays. While a batch is given out, the next one is being encoded."""
+        with ThreadPoolExecutor(1) as beside:
+            coming: Future[list[list[int]]] | None = None
+            for batch in _batches(texts):
+                ready, coming = coming, beside.submit(self.encode_batch, batch)
+                yield from _arrays(ready)
+            yield from _arrays(coming)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """The ids, and for each where it stands in `text` (start and end, in characters).
@@ -324,6 +336,25 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip(" "))
     return start, max(start, end - (len(piece) - len(piece.rstrip(" "))))
+
+
+def _arrays(encoded: Future[list[list[int]]] | None) -> Iterator[np.ndarray]:
+    for ids in encoded.result() if encoded is not None else ():
+        yield np.array(ids, np.int64)
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Together as long as keeps all cores busy; a token takes a hundred bytes until it is a number."""
+    batch: list[str] = []
+    characters = 0
+    for text in texts:
+        batch.append(text)
+        characters += len(text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def _not_text(texts: Sequence[object]) -> DataError:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wenmo.errors import CheckpointError, say
 from wenmo.training.groups import trainable
+from wenmo.training.sharded import part_of
 
 
 class Average:
@@ -60,4 +61,4 @@ class Average:
                 say("the averaged weights are of another model", "平均权重属于另一个模型"),
                 mend=say("resume with the model that the run was begun with", "请用开始该运行时的模型继续训练"))
         for name, tensor in tensors.items():
-            self._averages[name].copy_(tensor)
+            self._averages[name].copy_(part_of(tensor, self._averages[name]))

@@ -26,6 +26,7 @@ from wenmo.errors import CheckpointError, say
 from wenmo.tensors import load_tensors, save_tensors
 from wenmo.training import optimizer as optimizers
 from wenmo.training.average import Average
+from wenmo.training.sharded import gathered, part_of
 
 FORMAT = 2
 TENSORS = "trainer.safetensors"
@@ -53,17 +54,24 @@ def save(
     model: nn.Module,
     state: Mapping[str, Any],
     average: Average | None = None,
+    *,
+    writes: bool = True,
 ) -> Path:
     """Writes `folder/step-{step}` and gives its path; `write_model(path)` puts the model directory's files there.
 
-    Whatever stops it, the checkpoints before it stay whole. StorageError when the disk is full or read-only.
+    `writes`: of several processes one does; the others help to gather what is in parts. Whatever stops it, the
+    checkpoints before it stay whole. StorageError when the disk is full or read-only.
     """
     target = folder / f"step-{step}"
+    tensors = {TENSORS: gathered(optimizers.state_tensors(optimizer, model), keep=writes)}
+    if average is not None:
+        tensors[AVERAGE] = gathered(average.tensors(), keep=writes)
+    if not writes:
+        return target
     with files.atomic_folder(target) as unfinished:
         write_model(unfinished)
-        save_tensors(unfinished / TENSORS, optimizers.state_tensors(optimizer, model))
-        if average is not None:
-            save_tensors(unfinished / AVERAGE, average.tensors())
+        for name, of_file in tensors.items():
+            save_tensors(unfinished / name, of_file)
         hashes = {name: files.sha256_file(unfinished / name) for name in _names(unfinished)}
         record = {"format": FORMAT, "step": step, "state": dict(state), "files": hashes}
         record = json.loads(json.dumps(record))  # as it will be read, so that the seal is of that
@@ -221,7 +229,7 @@ def load_weights(
         )
     with torch.no_grad():
         for name, tensor in given.items():
-            own[name].copy_(tensor)
+            own[name].copy_(part_of(tensor, own[name]))
 
 
 def _kind(tensor: Tensor) -> str:

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 from wenmo.config import Settings
 from wenmo.errors import CheckpointError, say
 from wenmo.nn.names import layer_of
+from wenmo.training.adamw import FusedAdamW
+from wenmo.training.adamw8 import EightBitAdamW
 from wenmo.training.groups import GroupSettings, Trained, divide, trainable
 from wenmo.training.lamb import Lamb as LambOptimizer
+from wenmo.training.sharded import in_parts, part_of
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -63,10 +66,13 @@ class Adam(_Moments):
 
 
 class AdamW(_Moments):
-    """Loshchilov and Hutter 2019, algorithm 2: the decay stands apart from the moments. It acts on matrices alone."""
+    """Loshchilov and Hutter 2019, algorithm 2: the decay stands apart from the moments. It acts on matrices alone.
+
+    `state_bits: 8`: the moments of matrices take two bytes a parameter instead of eight (adamw8.py)."""
 
     type: Literal["adamw"] = "adamw"
     weight_decay: float = Field(0.01, ge=0)
+    state_bits: Literal[32, 8] = 32
 
 
 class Lamb(_Moments):
@@ -153,9 +159,10 @@ def _is_layer_matrix(trained: Trained) -> bool:
 
 def _create(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.optim.Optimizer:
     match settings:
-        case Sgd():
+        case Sgd():  # torch's fused kernel does not know tensors in parts
+            plain = not any(in_parts(parameter) for group in groups for parameter in group["params"])
             return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov,
-                                   fused=True)
+                                   fused=plain, foreach=not plain)
         case Adam():
             return torch.optim.Adam(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
         case Lamb():
@@ -163,8 +170,10 @@ def _create(groups: list[dict[str, Any]], settings: OptimizerSettings) -> torch.
         case Adafactor():
             return torch.optim.Adafactor(groups, lr=settings.lr, beta2_decay=-settings.decay_rate,
                                          eps=(None, settings.eps), d=settings.clip_threshold, foreach=True)
+        case AdamW(state_bits=8):
+            return EightBitAdamW(groups, settings.lr, settings.betas, settings.eps)
         case AdamW() | Muon():  # Muon's vectors, embeddings and heads
-            return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=True)
+            return FusedAdamW(groups, settings.lr, settings.betas, settings.eps)
 
 
 def _param_groups(trained: Sequence[Trained], lr: float, weight_decay: float,
@@ -235,7 +244,8 @@ def load_state_tensors(
         if value.shape != parameter.shape:
             loaded = value.to(parameter.device, copy=True)
         else:  # laid out in memory like the parameter, as the fused kernel had it
-            loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+            loaded.copy_(part_of(value, parameter))
         state.setdefault(parameter, {})[key] = loaded
     optimizer.state.clear()
     optimizer.state.update(state)

@@ -24,15 +24,16 @@ WINDOW_STEPS = 100  # speed and time left are those of the last steps, pauses fo
 
 
 class Progress:
-    """A context manager; `show` each StepResult. `every_seconds` is the pause between two plain lines."""
+    """A context manager; `show` each StepResult. `every_seconds` is the pause between two plain lines; `silent`: of
+    several processes all but the first are."""
 
-    def __init__(self, total_steps: int, *, every_seconds: float = 10.0) -> None:
-        self.total_steps = total_steps
+    def __init__(self, total_steps: int, *, every_seconds: float = 10.0, silent: bool = False) -> None:
+        self.total_steps, self.silent = total_steps, silent
         self.every_seconds = every_seconds
         self._past: deque[tuple[float, int]] = deque(maxlen=WINDOW_STEPS)  # (when, num_tokens) of each step
         self._line_at = -math.inf
         self._bar: Bar | None = None
-        if sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        if not silent and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             self._bar = Bar(
                 BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True),
                 redirect_stdout=False, refresh_per_second=4,
@@ -54,6 +55,8 @@ class Progress:
         self._past.append((now, result.num_tokens))
         if self._bar is not None:
             self._bar.update(self._task, completed=result.step, description=self.line(result))
+        elif self.silent:
+            return
         elif now - self._line_at >= self.every_seconds or result.step == self.total_steps:
             self._line_at = now
             print(self.line(result), file=sys.stderr, flush=True)

@@ -27,6 +27,7 @@ import torch
 import wenmo
 from wenmo import config, files
 from wenmo.errors import CheckpointError, UsageError, say
+from wenmo.training.processes import num_processes, several
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -40,10 +41,11 @@ _log = logging.getLogger(__name__)
 
 
 class Run:
-    """Made by `Run.open`. `folder`, `checkpoints`, `model` and `metrics` are where things lie."""
+    """Made by `Run.open`. `folder`, `checkpoints`, `model` and `metrics` are where things lie. One that is not `writes`
+    is for the other processes that train the same model: they know where things lie, and write nothing."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, writes: bool = False) -> None:
+        self.folder, self.writes = folder, writes
         self.checkpoints = folder / "checkpoints"
         self.model = folder / "model"
         self.metrics = folder / "metrics.jsonl"
@@ -66,7 +68,7 @@ class Run:
         recipe = config.to_yaml(settings)
         refuse_foreign(folder, recipe)
         with files.locked(folder):
-            run = cls(folder)
+            run = cls(folder, writes=True)
             files.sweep_unfinished(folder)
             files.sweep_unfinished(run.checkpoints)
             if (folder / RECORD).exists():
@@ -88,6 +90,8 @@ class Run:
     def rewind(self, step: int) -> None:
         """Takes the log back to `step`, where the run goes on: later rows, and a line cut short, are dropped."""
         self._first_step = step + 1
+        if not self.writes:
+            return
         if self._recipe is not None:
             files.write_atomic(self.folder / RECIPE, self._recipe)
         if not self.metrics.exists():
@@ -104,6 +108,8 @@ class Run:
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Adds one row to metrics.jsonl and TensorBoard; it has a `step`. NaN and infinity become null there."""
+        if not self.writes:
+            return
         files.append_jsonl(self.metrics, {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in row.items()
@@ -179,8 +185,9 @@ def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, s
             mend=say("choose another --out for a new run, or change these back",
                      "换一个 --out 开始新的运行，或改回原值"),
         )
-    for name, now in _machine().items():
-        before = record["machine"].get(name)
+    now_here, once = _machine(), record["machine"]
+    for name in dict.fromkeys([*once, *now_here]):
+        before, now = once.get(name, 1), now_here.get(name, 1)
         if before != now:
             _log.warning(say(f"the run was begun with {name} {before}, now {now}: the weights will not be bit-equal",
                              f"该运行开始时 {name} 为 {before}，现为 {now}：权重将不会逐位相同"))
@@ -188,7 +195,9 @@ def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, s
 
 def _machine() -> dict[str, Any]:
     """What the last bits of the weights depend on beside the recipe."""
-    return {"torch": torch.__version__, "threads": torch.get_num_threads()}
+    number = num_processes()
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
+            **({"processes": number} if number > 1 else {})}
 
 
 def _shown(value: Any) -> str:
@@ -201,11 +210,13 @@ class Stopper:
 
     `exit_code` is None until then, 75 (saved, run again) after SIGTERM, 130 after Ctrl-C. A second Ctrl-C raises
     KeyboardInterrupt at once. Outside the main thread, where Python allows no handlers, it does nothing.
+    Where torchrun has started the process, it hands a Ctrl-C on that the terminal has already sent: one alone counts.
     """
 
     def __init__(self) -> None:
         self.exit_code: int | None = None
         self._interrupted = False
+        self._once = several()
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -220,7 +231,7 @@ class Stopper:
 
     def _asked(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
-            if self._interrupted:
+            if self._interrupted and not self._once:
                 raise KeyboardInterrupt
             self._interrupted = True
         if self.exit_code is None:

@@ -1,0 +1,27 @@
+"""Wenmo's batcher over a loaded classifier, as its server has it: texts in, labels and seconds out."""
+
+from clients import ask
+from program import given, serve
+
+import wenmo
+from wenmo.engine.batcher import Batcher, BatcherSettings
+from wenmo.engine.packed import pack
+from wenmo.loaded import Asked, decoded
+
+settings = given()
+loaded = wenmo.load(settings["model"], device="cpu")
+task = loaded.task()
+if settings["format"] != "fp32":
+    pack(loaded.model, settings["format"])
+batcher = Batcher(lambda _, rows: loaded.answer(rows, task), BatcherSettings())
+
+
+def classify(text: str) -> str:
+    [asked] = loaded.asked([text], task)
+    assert isinstance(asked, Asked), asked
+    [answered] = batcher.submit("classify", [asked], [asked.num_tokens]).result()
+    return str(decoded(task, answered)["label"])
+
+
+serve({"versions": {"wenmo": wenmo.__version__}}, lambda asked: ask(asked["texts"], settings["clients"], classify))
+batcher.close()

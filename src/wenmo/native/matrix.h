@@ -1,0 +1,39 @@
+// Products of a few or many rows with a matrix whose weights were packed once (packing.py).
+//
+// In: rows of fp32 numbers. Out: rows of fp32 numbers, y = x W^T + b. Between them each row is made ready once
+// (`prepare`: rounded to bf16, or to bytes with a scale for each group), and then multiplied by any part of the outputs
+// (`multiply`), by as many threads as there are.
+//
+// A row's results depend on this row alone: each of its sums is taken over the inputs in their order, in one
+// accumulator, however many rows are beside it and whichever outputs are asked for at once.
+#ifndef WENMO_MATRIX_H
+#define WENMO_MATRIX_H
+
+#include <stddef.h>
+
+enum { FP32, BF16, INT8, INT4 };  // kinds
+enum { BLOCK = 16 };              // outputs that stand beside one another in the packed weights: a block
+
+typedef struct {
+    int kind, in, out;
+    const void *codes;         // blocks of BLOCK outputs, aligned to 64 bytes, the last one filled up with zeros:
+                               //   FP32  [blocks][in][BLOCK] floats
+                               //   BF16  [blocks][in / 2][BLOCK][2], an odd `in` filled up
+                               //   INT8  [blocks][in / 4][BLOCK][4] codes + 128, `in` filled up to whole groups
+                               //   INT4  [blocks][in / 32] of 4 x 64 bytes, then BLOCK scales and BLOCK zeros in bf16:
+                               //         byte i of the j-th 64 has the codes + 8 of byte i of quads j (low) and j + 4
+    const float *scales;       // INT8: one for each output, filled up like the codes
+    const float *bias;         // one for each output, filled up; or NULL
+} Matrix;
+
+// Numbers in a register of this processor: from 8 on these functions are faster than others.
+int register_width(void);
+
+// Of all rows as `multiply` wants them, made ready by `prepare`. x: [rows, in].
+size_t prepared_bytes(const Matrix *matrix, int rows);
+void prepare(const Matrix *matrix, const float *x, int rows, void *prepared, int from_row, int to_row);
+
+// Outputs from_out ... to_out of all rows, y[row * y_stride + output]. Both are multiples of BLOCK, or `out`.
+void multiply(const Matrix *matrix, const void *prepared, int rows, float *y, int y_stride, int from_out, int to_out);
+
+#endif

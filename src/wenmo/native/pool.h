@@ -1,0 +1,14 @@
+// Threads that do one piece of work together.
+#ifndef WENMO_POOL_H
+#define WENMO_POOL_H
+
+typedef struct Pool Pool;
+typedef void (*Work)(void *what, int thread);  // thread: 0 … threads − 1
+
+Pool *pool_new(int threads);  // NULL where the system gives none
+void pool_free(Pool *pool);
+int pool_threads(const Pool *pool);
+void pool_run(Pool *pool, Work work, void *what);  // by all threads, the caller's among them; returns when all are done
+void pool_barrier(Pool *pool);                     // inside a piece of work: nobody goes on before all are here
+
+#endif

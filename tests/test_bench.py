@@ -1,0 +1,111 @@
+"""The plumbing of bench/: rounds alternate, peers are pinned, the page says what was found, and what was not."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import PARTS, environments, page, rounds
+
+PEERS = Path(__file__).parent.parent / "bench" / "peers"
+
+
+def test_rounds_alternate_and_ratios_are_of_one_round() -> None:
+    calls: list[str] = []
+
+    def side(name: str, speeds: list[float]) -> Callable[[], float]:
+        left = iter(speeds)
+
+        def run() -> float:
+            calls.append(name)
+            return next(left)
+
+        return run
+
+    found = rounds.alternate({"ours": side("ours", [9.0, 2.0, 4.0, 40.0]), "peer": side("peer", [9.0, 1.0, 4.0, 10.0])},
+                             rounds=3)
+    assert calls == ["ours", "peer", "ours", "peer", "peer", "ours", "ours", "peer"]
+    assert found["medians"] == {"ours": 4.0, "peer": 4.0}  # without the round that warms up
+    assert found["ratios"]["peer"] == {"median": 2.0, "low": 1.0, "high": 4.0}
+
+
+def test_every_package_of_a_peer_is_pinned() -> None:
+    locks = sorted(PEERS.glob("*.txt"))
+    assert locks
+    for path in locks:
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+        assert lines
+        for line in lines:
+            assert re.match(r"[A-Za-z0-9._-]+==[^ ]+", line), f"{path.name}: {line}"
+
+
+def test_a_program_answers_until_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "peers").mkdir()
+    (tmp_path / "peers" / "program.py").write_bytes((PEERS / "program.py").read_bytes())
+    (tmp_path / "peers" / "doubling.py").write_text(
+        "import os\nfrom program import given, serve\nprint('a library talks')\n"
+        "serve({'got': given(), 'threads': os.environ['OMP_NUM_THREADS'], 'own': os.environ['OWN']},\n"
+        "      lambda asked: {'twice': 2 * asked['x']})\n", encoding="utf-8")
+    monkeypatch.setattr(environments, "BENCH", tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("WENMO_BENCH_PYTHON_DOUBLER", sys.executable)
+    with environments.Program("doubler", "doubling.py", {"a": 1}, variables={"OWN": "yes"}) as program:
+        assert program.ready == {"got": {"a": 1}, "threads": "3", "own": "yes"}
+        assert [program.ask({"x": x})["twice"] for x in (1, 21)] == [2, 42]
+        with pytest.raises(RuntimeError, match=r"doubling.py ended with exit code 1"):
+            program.ask({"not x": 1})
+
+
+def test_an_environment_is_made_again_only_where_its_lock_has_changed(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[Any], **_: Any) -> None:
+        commands.append([str(part) for part in command])
+        (tmp_path / ".bench" / "some").mkdir(parents=True, exist_ok=True)
+
+    (tmp_path / "peers").mkdir()
+    lock = tmp_path / "peers" / "some.txt"
+    lock.write_text("numpy==1.0\n", encoding="utf-8")
+    monkeypatch.setattr(environments, "BENCH", tmp_path)
+    monkeypatch.setattr(environments, "ENVIRONMENTS", tmp_path / ".bench")
+    monkeypatch.setattr("subprocess.run", run)
+    first = environments.python("some")
+    assert len(commands) == 2
+    assert {"--no-deps", str(lock)} < set(commands[1])
+    assert environments.python("some") == first
+    assert len(commands) == 2
+    lock.write_text("numpy==2.0\n", encoding="utf-8")
+    environments.python("some")
+    assert len(commands) == 4
+
+
+def test_the_page_tells_reached_from_missed_and_says_why_there_is_no_figure(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "OUT", tmp_path)
+    monkeypatch.setattr(page, "OUT", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "performance.md")
+    rounds.write("serving", {"title": "Writing", "title_zh": "生成", "versions": {"peer": "1.2"}, "rows": [
+        rounds.row("a", "tok/s", 1234.5, "one", 617.25, {"median": 2.0, "low": 1.9, "high": 2.1}, "≥ 1.5 ×", True),
+        rounds.row("b|c", "s", 0.1234, "two", 0.1, {"median": 0.81, "low": 0.8, "high": 0.9}, "≥ 1 ×", False),
+        rounds.row("d", "tok/s", 5.0, "three", None, goal="≥ 3 ×", note="it ended with\nexit code 1")]})
+    page.write()
+    text = (tmp_path / "performance.md").read_text(encoding="utf-8")
+    assert "| a | ≥ 1.5 × | 1,234 tok/s | one | 617 tok/s | 2.00 × (1.90–2.10) | ✓ |  |" in text
+    assert "| b\\|c | ≥ 1 × | 0.123 s | two | 0.1 s | 0.81 × (0.80–0.90) | ✗ |  |" in text
+    assert "| d | ≥ 3 × | 5 tok/s | three | – | – |  | it ended with exit code 1 |" in text
+    assert "| Writing 生成 | 1 of 2 |" in text
+    assert "peer 1.2" in text
+    assert json.loads((tmp_path / "serving.json").read_text(encoding="utf-8"))["machine"]["cores"] >= 1
+
+
+def test_the_parts_are_modules() -> None:
+    for part in PARTS:
+        assert importlib.util.find_spec(f"bench.{part}"), f"bench/{part}.py"
