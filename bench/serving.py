@@ -57,6 +57,8 @@ WORKS = {
                                                        "llama.cpp Q8_0"), 2.5, BF16_PEERS[:1]),
     "prefill": Work("prefill, 512 tokens", 1, 512, 1, ("Wenmo bf16", *BF16_PEERS, "OpenVINO int8", "llama.cpp Q4_1"),
                     1.2, BF16_PEERS[:1]),
+    "prefill-int8": Work("prefill, 512 tokens, 8 bits", 1, 512, 1, ("Wenmo int8", BF16_PEERS[0], "OpenVINO int8"),
+                         1.2, BF16_PEERS[:1]),
 }  # fmt: skip
 
 

@@ -82,8 +82,8 @@ def _refuse_other(first: Opened, other: Opened, name: str, other_name: str) -> N
         raise ModelError(
             say("these models cannot be averaged: they differ in ", "这些模型不能平均，差别在于：") + "; ".join(faults),
             where=f"{name} | {other_name}",
-            mend=say("average runs that began with one model (`model.from`; other seeds, folds or `train:`), or let the "
-                     "models answer together: wenmo predict A --with B",
+            mend=say("average runs that began with one model (`model.from`; other seeds, folds or `train:`), or let "
+                     "the models answer together: wenmo predict A --with B",
                      "请平均从同一模型（`model.from`）开始的多次训练（不同种子、折或 `train:` 设定），"
                      "或让模型一起作答：wenmo predict A --with B"))
 
