@@ -273,8 +273,8 @@ def test_a_tokenizer_that_cannot_do_it_is_refused_before_any_row_is_read(
     ({"tokenizer": {"train": {"vocab_size": 600, "seq2seq": True, "sentinels": 1}}}, "needs 4 sentinels"),
     ({"tokenizer": {"train": {"vocab_size": 600, "sentinels": 7}}}, "`sentinels` does nothing without"),
     ({"tokenizer": {"train": {"type": "wordpiece", "seq2seq": True}}}, "`seq2seq` is for a tokenizer that writes"),
-    ({"task": {"type": "span_corruption", "density": 0}}, "greater than 0"),
-    ({"task": {"type": "span_corruption", "mean_span_tokens": 0.5}}, "greater than or equal to 1"),
+    ({"task": {"type": "span_corruption", "density": 0}}, "more than 0"),
+    ({"task": {"type": "span_corruption", "mean_span_tokens": 0.5}}, "at least 1"),
 ])
 def test_a_recipe_that_cannot_do_it_is_refused(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], said: str
