@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+import subprocess
+import sys
 import threading
 from collections.abc import Sequence
 from typing import get_args
@@ -329,3 +331,20 @@ def test_a_prompt_that_cannot_be_read_is_alone(tokenizer, monkeypatch) -> None:
         bad.result()
     assert [good.result().ids, late.result().ids] == reference(made, tokenizer, [(20, 30), (21, 30)], sampling)
     assert busy.slots.used_tokens == 0
+
+
+UNCLOSED = """
+import tests.test_engine as at_hand
+from wenmo.engine import Request
+from wenmo.generate import Sampling
+from wenmo.text import tokenizer_training
+tokenizer = tokenizer_training.train(["letters"], at_hand.TokenizerSettings(type="bpe", vocab_size=at_hand.VOCAB))
+busy = at_hand.engine(at_hand.model(), tokenizer, native="off").start()
+next(iter(busy.submit(Request((20, 21), Sampling(max_new_tokens=500)))))
+print("over")
+"""
+
+
+def test_a_program_may_end_without_closing_its_engine() -> None:
+    done = subprocess.run([sys.executable, "-c", UNCLOSED], capture_output=True, text=True, check=False, timeout=120)
+    assert (done.returncode, done.stdout) == (0, "over\n"), done.stderr

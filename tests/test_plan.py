@@ -396,8 +396,9 @@ def test_a_run_says_what_it_was_expected_to_cost(data: Path, tmp_path: Path, wen
     spent = cost.read(run.folder)
     assert spent["forecast"]["after_steps"] == cost.FORECAST_STEPS
     assert 0 <= spent["forecast"]["low"] <= spent["forecast"]["seconds"] <= spent["forecast"]["high"]
-    assert 0 < spent["actual"]["seconds"] <= run.seconds + 0.1
-    assert spent["actual"]["peak_memory_bytes"] >= spent["forecast"]["peak_memory_bytes"]
+    assert 0 < spent["actual"]["seconds"] <= run.seconds + 0.2
+    # The system's own count of pages is some hundreds of KiB off (each processor keeps a part of it).
+    assert spent["actual"]["peak_memory_bytes"] >= 0.99 * spent["forecast"]["peak_memory_bytes"]
     assert "minutes in all" in caplog.text
     shown = json.loads(wenmo("show", tmp_path / "run", "--json").out)
     assert shown["cost"] == spent

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ from wenmo.models import LanguageModel
 from wenmo.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+STEP_SECONDS = 30  # that a program waits at its end for a step to be over
 SOURCE_TOKENS = 2048  # of an encoder–decoder that sets no limit, where max_context sets none
 REPLAYED = 8  # tokens of a row that are read again in one step
 
@@ -91,7 +93,7 @@ class Engine:
         self._cancelled: set[Handle] = set()
         self._lock = threading.Condition()
         self._num_submitted = 0
-        self._closing = False
+        self._closing = self._abandoned = False
         self._thread: threading.Thread | None = None
         self._grammars: Grammars | None = None
         self._compiling = threading.Lock()
@@ -200,6 +202,8 @@ class Engine:
     def start(self) -> Engine:
         self._thread = threading.Thread(target=self._run, name="wenmo-engine", daemon=True)
         self._thread.start()
+        # Python ends its daemon threads in the middle of whatever they do; inside of torch that takes the process down.
+        atexit.register(self._abandon)
         return self
 
     def close(self) -> None:
@@ -209,13 +213,23 @@ class Engine:
             self._lock.notify_all()
         if self._thread is not None:
             self._thread.join()
+            atexit.unregister(self._abandon)
+
+    def _abandon(self) -> None:
+        """The program ends, and nobody waits any more: the thread stops after its step."""
+        with self._lock:
+            self._abandoned = True
+            self._lock.notify_all()
+        if self._thread is not None:
+            self._thread.join(STEP_SECONDS)
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not (self._arrived or self._cancelled or self._closing or not self.scheduler.idle):
+                while not (self._arrived or self._cancelled or self._closing or self._abandoned
+                           or not self.scheduler.idle):
                     self._lock.wait()
-                if self._closing and not self._arrived and self.scheduler.idle:
+                if self._abandoned or (self._closing and not self._arrived and self.scheduler.idle):
                     return
             self.step()
 
