@@ -304,9 +304,10 @@ def test_the_log_has_no_text_of_a_request(caplog) -> None:
     with serving() as site, caplog.at_level(logging.DEBUG, "wenmo"):
         answered = site.post("/echo?q=private", b'{"prompt": "private"}', x_other="private")
         site.post("/a%0aforged line")
+        # A line is written once the answer is out, so a client may be sooner.
+        assert eventually(lambda: len([each for each in caplog.records if each.name == "wenmo.serve.guard"]) == 2)
     assert "private" not in caplog.text
     assert answered.headers["x-request-id"] in caplog.text
-    assert len([record for record in caplog.records if record.name == "wenmo.serve.guard"]) == 2
     assert all("\n" not in record.getMessage() for record in caplog.records)
 
 
