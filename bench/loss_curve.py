@@ -51,7 +51,7 @@ def ours(all_ids: np.ndarray[Any, np.dtype[np.int64]], weights: Path) -> list[fl
     model = create(LlamaConfig(**CONFIG), {"causal_lm": 0}, torch.Generator().manual_seed(0))
     save_file({name: value.contiguous() for name, value in model.state_dict().items()}, weights)
     on = device.choose("cpu", "bf16")
-    model.compute_dtype = on.dtype  # type: ignore[assignment]
+    model.compute_dtype = on.dtype
 
     def batches(step: int) -> list[Batch]:
         return [collate(Sequence(i, {"ids": each, "targets": np.append(each[1:], -100)})

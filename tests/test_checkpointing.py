@@ -141,7 +141,7 @@ def test_the_last_product_is_not_made_again() -> None:
     x = torch.ones(3, requires_grad=True)
     recomputed(lambda x: plus(sine(x)), x).sum().backward()
     assert calls == ["sine", "plus", "sine"]
-    assert torch.equal(x.grad, torch.cos(torch.ones(3)))  # type: ignore[arg-type]
+    assert torch.equal(x.grad, torch.cos(torch.ones(3)))
 
 
 def test_a_function_that_does_something_else_the_second_time_is_noticed() -> None:

@@ -89,7 +89,7 @@ def loss_of(step: int) -> Tensor:
 def work(asked: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     loss = loss_of(asked["step"])
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     adamw.step()
     adamw.zero_grad(set_to_none=True)

@@ -36,7 +36,7 @@ common: dict[str, Any] = {"vocab_size": of.V, "hidden_size": of.D, "num_hidden_l
 config = BertConfig(**common) if of.kind == "masked" else LlamaConfig(**common, num_key_value_heads=of.K)
 head = "masked_lm" if of.kind == "masked" else "causal_lm"
 model = create(config, {head: 0}, torch.Generator().manual_seed(0))
-model.compute_dtype = on.dtype  # type: ignore[assignment]
+model.compute_dtype = on.dtype
 asked_step = 0
 
 

@@ -28,7 +28,7 @@ class FusedAdamW(torch.optim.Optimizer):
         inspect.unwrap(torch.optim.Optimizer.zero_grad)(self, set_to_none)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it to give a loss
         assert closure is None, "the loop computes gradients itself"
         for group in self.param_groups:
             self.update([p for p in group["params"] if p.grad is not None], group)

@@ -29,7 +29,7 @@ class EightBitAdamW(FusedAdamW):
     """Loshchilov and Hutter 2019, algorithm 2, with the moments of matrices in eight bits."""
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]  # torch overloads it to give a loss
         assert closure is None, "the loop computes gradients itself"
         number = 0
         for group in self.param_groups:
