@@ -80,6 +80,21 @@ def test_it_writes_what_the_reference_writes(kind, native, tokenizer) -> None:
     assert len(set(found)) > 4
 
 
+def in_company(busy: Engine, asked: Sequence[tuple[int, ...]], most: int, rng: random.Random) -> list[tuple[int, ...]]:
+    """What each is answered among others that come at other times, some of them cancelled."""
+    waiting, handles = list(enumerate(asked)), {}
+    rng.shuffle(waiting)
+    while waiting or not all(handle.done.is_set() for handle in handles.values()):
+        for _ in range(rng.randint(0, 3)):
+            if waiting:
+                number, ids = waiting.pop()
+                handles[number] = busy.submit(Request(ids, Sampling(max_new_tokens=most), priority=rng.randint(0, 2)))
+                if rng.random() < 0.2:
+                    busy.submit(Request(ids, Sampling(max_new_tokens=most))).cancel()
+        busy.step()
+    return [handles[number].result().ids for number in range(len(asked))]
+
+
 @pytest.mark.parametrize("native", ["on", "off"])
 @pytest.mark.parametrize("format", get_args(Format))
 def test_nobody_changes_what_another_gets(format, native, tokenizer) -> None:
@@ -91,21 +106,25 @@ def test_nobody_changes_what_another_gets(format, native, tokenizer) -> None:
     rng = random.Random(3)
     for settings_ in (dict(cache_tokens=2048), dict(cache_tokens=1024, prefix_tokens=256), dict(max_running=3)):
         busy = engine(made, tokenizer, format=format, native=native, **settings_)
-        waiting, handles = list(enumerate(asked)), {}
-        rng.shuffle(waiting)
-        while waiting or not all(handle.done.is_set() for handle in handles.values()):
-            for _ in range(rng.randint(0, 3)):
-                if waiting:
-                    number, ids = waiting.pop()
-                    handles[number] = busy.submit(Request(ids, Sampling(max_new_tokens=30), priority=rng.randint(0, 2)))
-                    if rng.random() < 0.2:
-                        busy.submit(Request(ids, Sampling(max_new_tokens=30))).cancel()
-            busy.step()
-        assert [handles[number].result().ids for number in range(len(asked))] == alone
+        assert in_company(busy, asked, 30, rng) == alone
         assert busy.slots.used_tokens == 0
         if "cache_tokens" in settings_:
             assert busy.num_preempted > 0
             assert busy.prefixes.hits_tokens > 0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("native", ["on", "off"])
+@pytest.mark.parametrize("format", get_args(Format))
+def test_a_thousand_prompts(format, native, tokenizer) -> None:
+    made, most = model(), 20
+    asked = prompts(1000, seed=4)
+    solo = engine(made, tokenizer, format=format, native=native, prefix_tokens=0)
+    alone = [solo.generate([Request(ids, Sampling(max_new_tokens=most))])[0].ids for ids in asked]
+    busy = engine(made, tokenizer, format=format, native=native, cache_tokens=1024, prefix_tokens=256)
+    assert in_company(busy, asked, most, random.Random(5)) == alone
+    assert busy.num_preempted > 100
+    assert busy.prefixes.hits_tokens > 1000
 
 
 def test_a_row_alone_may_fill_the_memory(tokenizer) -> None:
@@ -260,6 +279,20 @@ def test_nobody_starves(tokenizer) -> None:
         busy.step()
     assert late.done.is_set()
     assert steps > AGEING / 2
+
+
+def test_nobody_gives_way_for_ever(tokenizer) -> None:
+    """Where memory is short, too: who has waited is not the first again to give way once it writes."""
+    busy = engine(model(), tokenizer, cache_tokens=1024, max_context=500)
+    late = busy.submit(Request((20,) * 4, Sampling(max_new_tokens=300)))
+    steps = 0
+    while steps < 16 * AGEING and not late.done.is_set():
+        steps += 1
+        if len(busy.scheduler.waiting) < 4:  # they grow out of their slots, so that somebody must give way
+            busy.submit(Request((21,) * 120, Sampling(max_new_tokens=20), priority=1))
+        busy.step()
+    assert busy.num_preempted
+    assert late.done.is_set()
 
 
 @given(st.lists(st.tuples(st.sampled_from("agr"), st.integers(0, 9), st.integers(1, 700)), max_size=60))

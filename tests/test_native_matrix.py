@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wenmo.native import build
 from wenmo.native.packing import KINDS, Kind, pack_matrix, product
-from wenmo.nn.quantized import GROUP, Codes, bits_for, eight_bits, four_bits
+from wenmo.nn.levels import GROUP, Codes, bits_for, eight_bits, eight_bits_in_groups, four_bits
 
 SIZES = [(1, 1), (16, 32), (37, 45), (160, 192), (90, 31), (112, 288), (17, 2)]  # outputs, inputs
 
@@ -45,8 +45,14 @@ def weight_of(weight_OI: Tensor, kind: Kind) -> Tensor:
     """What the packed matrix stands for, in fp64."""
     known: dict[str, Callable[[], Tensor]] = {
         "fp32": lambda: weight_OI, "bf16": lambda: weight_OI.bfloat16(),
-        "int8": lambda: eight_bits(weight_OI).weight(), "int4": lambda: four_bits(weight_OI).weight()}
+        "int8": lambda: eight_bits(weight_OI).weight(), "int4": lambda: four_bits(weight_OI).weight(),
+        "int8-groups": lambda: eight_bits_in_groups(weight_OI).weight()}
     return known[kind]().double()
+
+
+def largest_code(kind: Kind) -> int:
+    """Of rows."""
+    return 32767 if kind == "int4" else 127
 
 
 def rounding(x_MI: Tensor, kind: Kind) -> Tensor:
@@ -57,7 +63,7 @@ def rounding(x_MI: Tensor, kind: Kind) -> Tensor:
         return x_MI.abs() * 2.0**-8
     num_rows, num_inputs = x_MI.shape
     groups_MGX = torch.nn.functional.pad(x_MI, (0, -num_inputs % GROUP)).view(num_rows, -1, GROUP)
-    half_steps_MG = groups_MGX.abs().amax(-1) / 127 / 2 * 1.0001
+    half_steps_MG = groups_MGX.abs().amax(-1) / largest_code(kind) / 2 * 1.0001
     return half_steps_MG.repeat_interleave(GROUP, 1)[:, :num_inputs]
 
 
@@ -81,14 +87,14 @@ def test_products_are_right_within_the_formats_bound(library: ctypes.CDLL, size:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_that_a_format_has_are_multiplied_as_they_are(library: ctypes.CDLL, kind: Kind) -> None:
-    """Rows of whole numbers up to 127 lose nothing in any format; so each code, scale and zero is in its place."""
-    generator = torch.Generator().manual_seed(0)
+    """Rows of whole numbers lose nothing in any format; so each code, scale and minimum is in its place."""
+    generator, largest = torch.Generator().manual_seed(0), largest_code(kind)
     weight_OI = normal(64, 96) * (1 + torch.arange(64)[:, None])
-    x_MI = torch.randint(-127, 128, (5, 96), generator=generator).float()
-    x_MI[:, ::GROUP] = 127
+    x_MI = torch.randint(-largest, largest + 1, (5, 96), generator=generator).float()
+    x_MI[:, ::GROUP] = largest
     found_MO = product(library, pack_matrix(weight_OI, None, kind), x_MI)
     expected_MO = x_MI.double() @ weight_of(weight_OI, kind).T
-    torch.testing.assert_close(found_MO.double(), expected_MO, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(found_MO.double(), expected_MO, rtol=1e-5, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -136,11 +142,13 @@ def test_zeros_give_the_bias_and_sizes_of_numbers_do_not_matter(library: ctypes.
         torch.testing.assert_close(found_MO * 2.0**-power, expected_MO, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-def test_stored_codes_are_used_as_they_are(library: ctypes.CDLL, bits: int) -> None:
+QUANTISERS = {"int4": four_bits, "int8": eight_bits, "int8-groups": eight_bits_in_groups}
+
+
+@pytest.mark.parametrize("kind", QUANTISERS)
+def test_stored_codes_are_used_as_they_are(library: ctypes.CDLL, kind: Kind) -> None:
     weight_OI, x_MI = normal(48, 96), normal(3, 96)
-    codes: Codes = four_bits(weight_OI) if bits == 4 else eight_bits(weight_OI)
-    kind: Kind = "int4" if bits == 4 else "int8"
+    codes: Codes = QUANTISERS[kind](weight_OI)
     moved = Codes((codes.numbers + 1).clamp(max=7), codes.grid)  # not what would be chosen for these weights
     found_MO = product(library, pack_matrix(moved, None, kind), x_MI)
     assert torch.equal(product(library, pack_matrix(codes, None, kind), x_MI),
@@ -152,4 +160,5 @@ def test_stored_codes_are_used_as_they_are(library: ctypes.CDLL, bits: int) -> N
 def test_the_kinds_take_the_room_they_promise() -> None:
     weight_OI = normal(96, 64)
     sizes = {kind: pack_matrix(weight_OI, None, kind).num_bytes / weight_OI.numel() for kind in KINDS}
-    assert sizes == {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64, "int4": 0.5 + 4 / GROUP}
+    assert sizes == {"fp32": 4, "bf16": 2, "int8": 1 + 4 / 64, "int4": 0.5 + 4 / GROUP,
+                     "int8-groups": 1 + 2 / GROUP}

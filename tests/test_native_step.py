@@ -125,6 +125,23 @@ def test_a_rows_bits_are_its_own(name: str, format: Format) -> None:
                 assert torch.equal(scores, expected[each.start : each.start + len(each.ids)])
 
 
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_rows_that_nobody_asks_for_change_nothing(threads: int) -> None:
+    """Of a long call the last layer computes what is scored alone, and its chunks go to whoever is free: more threads
+    than processors, too."""
+    runner = native(model("a window"), "bf16", threads)
+    expected = read(native(model("a window"), "bf16"), IDS[:200], [1] * 200)
+    for asked in (("none", "last", "each", "none"), ("last", "none", "none", "last"), ("none", "none", "none", "none")):
+        layers, others = {}, {}
+        pieces = [Piece(IDS[:130], 0, layers, 256, asked[0]), Piece(IDS[:150], 0, others, 256, asked[1]),
+                  Piece(IDS[130:160], 130, layers, 256, asked[2]), Piece(IDS[150:200], 150, others, 256, asked[3])]
+        for _ in range(20):  # whose turn it is differs each time
+            for piece, scores in zip(pieces, runner.read(pieces), strict=True):
+                end = piece.start + len(piece.ids)
+                first = {"none": end, "last": end - 1, "each": piece.start}[piece.scores]
+                assert torch.equal(scores, expected[first:end])
+
+
 @pytest.mark.parametrize("format", get_args(Format))
 def test_a_processor_without_wide_registers(format: Format, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same C files in plain instructions."""

@@ -29,6 +29,8 @@ from wenmo.locate import locate
 from wenmo.modeldir import adapt, save_model
 from wenmo.models import logits
 from wenmo.models.lora import LoraSettings
+from wenmo.nn.levels import eight_bits_in_groups, four_bits
+from wenmo.nn.linear import Linear
 
 TEXTS = [
     "The capital of France is Paris, and the capital of Japan is Tokyo.",
@@ -80,6 +82,16 @@ def test_smollm_opens(smol: Loaded) -> None:
     assert (smol.opened.initialised, smol.opened.left_out) == ([], [])
     assert sum(parameter.numel() for parameter in smol.model.parameters()) == 134_515_008
     assert list(smol.tasks) == ["causal_lm"]
+
+
+def test_smollm_in_4_bits_is_the_files_own_4_bits(smol: Loaded) -> None:
+    """Its linear maps are stored in Q4_1 and its vocabulary in Q8_0: the engine's int4 loses nothing more."""
+    maps = [module for name, module in smol.model.named_modules() if type(module) is Linear and "layers." in name]
+    assert len(maps) == 210
+    for module in maps[::19]:
+        assert torch.equal(four_bits(module.weight.detach()).weight(), module.weight)
+    words = smol.model.lm_output()[0].detach()
+    assert torch.equal(eight_bits_in_groups(words).weight(), words)
 
 
 def test_smollm_logits_equal_transformers(smol: Loaded, smol_of_transformers: nn.Module) -> None:

@@ -1,19 +1,27 @@
 """Wenmo's batcher over a loaded classifier, as its server has it: texts in, labels and seconds out."""
 
+from typing import Any
+
 from clients import ask
 from program import given, serve
 
 import wenmo
 from wenmo.engine.batcher import Batcher, BatcherSettings
-from wenmo.engine.packed import pack
+from wenmo.engine.encoder import in_one_thread, pack_encoder
 from wenmo.loaded import Asked, decoded
 
 settings = given()
 loaded = wenmo.load(settings["model"], device="cpu")
 task = loaded.task()
-if settings["format"] != "fp32":
-    pack(loaded.model, settings["format"])
-batcher = Batcher(lambda _, rows: loaded.answer(rows, task), BatcherSettings())
+pack_encoder(loaded.model, settings["format"])
+
+
+def forward(_: Any, rows: list[Any]) -> list[Any]:
+    with in_one_thread(loaded.model):
+        return loaded.answer(rows, task)
+
+
+batcher = Batcher(forward, BatcherSettings())
 
 
 def classify(text: str) -> str:

@@ -5,18 +5,22 @@ In: what the recipe asks for. Out: a `Device` that says what was found. Nothing 
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import hashlib
+import functools
+import mmap
 import os
 import resource
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
 from wenmo.errors import UsageError, say
+from wenmo.seeds import key as key
+from wenmo.seeds import numpy_rng as numpy_rng
 
 DType = Literal["auto", "fp32", "bf16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -68,6 +72,35 @@ def has_native_bf16(device: torch.device) -> bool:
     return any(flag in flags.split() for flag in ("amx_bf16", "avx512_bf16", "bf16"))
 
 
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """What this thread asks of torch meanwhile, it computes by itself; other threads are not concerned.
+
+    torch's helpers are OpenMP's: after each operation they wait for the next at full speed, for milliseconds, on the
+    cores that others want who compute between torch's operations. Where there is no such runtime nothing changes.
+    """
+    before = torch.get_num_threads()  # asked first: a new thread's number is settled by that
+    openmp = _openmp()
+    if openmp is None or before == 1:
+        yield
+        return
+    openmp.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        openmp.omp_set_num_threads(before)
+
+
+@functools.cache
+def _openmp() -> ctypes.PyDLL | None:
+    """The runtime that torch has loaded, where its functions can be found among the program's."""
+    try:
+        found = ctypes.PyDLL(None)  # which does not let other threads run meanwhile: it is a moment
+    except (OSError, TypeError):
+        return None
+    return found if hasattr(found, "omp_set_num_threads") else None
+
+
 def keep_memory() -> None:
     """Asks glibc to keep large blocks instead of returning them to the kernel at every step.
 
@@ -86,6 +119,18 @@ def keep_memory() -> None:
     mallopt(m_mmap_threshold, 1 << 30)
     mallopt(m_trim_threshold, (1 << 31) - 1)
     mallopt(m_top_pad, 64 << 20)
+
+
+def large_pages(num_bytes: int) -> torch.Tensor:
+    """Zeros, uint8, in pages of 2 MB where the system gives them: where much is read, finding the pages of 4 KB takes a
+    tenth of the time. The memory goes back to the system with the tensor."""
+    if sys.platform == "win32":
+        return torch.zeros(num_bytes, dtype=torch.uint8)
+    memory = mmap.mmap(-1, max(1, num_bytes), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel that was built without
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=torch.uint8)[:num_bytes]
 
 
 def give_back_memory() -> None:
@@ -144,20 +189,6 @@ def begin_peak_memory(on: torch.device) -> None:
             file.write("5")
     except OSError:
         return
-
-
-def key(*parts: int | str) -> int:
-    """A 63-bit number that is a pure function of its parts: the seed of everything random.
-
-    `key(seed, "dropout", step)` needs no state to be saved: a resumed run draws what the first would have.
-    """
-    text = "\x1f".join(str(part) for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
-
-
-def numpy_rng(*parts: int | str) -> np.random.Generator:
-    """numpy's generator for `key(*parts)`."""
-    return np.random.default_rng(key(*parts))
 
 
 def torch_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:

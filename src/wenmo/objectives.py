@@ -30,8 +30,8 @@ SPARSE = 0.5  # below this share of positions with a target, gathering them firs
 class Term:
     """One part of the loss: `sum` (a scalar tensor) over the items; the loss is Σ weight · sum / count.
 
-    `scores`, where a term has them: what the decisions were made by, one a line, [X, C] before the softmax, for
-    regularisers that compare two readings (training/regularisers.py).
+    `scores`, where a term has them: what the decisions were made by, one a line, for regularisers that compare two
+    readings (training/regularisers.py): [X, C] before the softmax, or [X, 1], numbers.
     """
 
     name: str
@@ -136,9 +136,10 @@ def regression(loss: Literal["mse", "mae", "huber"], delta: float) -> Objective:
     def terms(model: LanguageModel, batch: Batch) -> list[Term]:
         predicted_B, score_B = class_scores(model, batch.text)[:, 0], batch.text.values["score"].float()
         if loss == "huber":
-            return [Term("scores", F.huber_loss(predicted_B, score_B, reduction="sum", delta=delta))]
-        errors = F.mse_loss if loss == "mse" else F.l1_loss
-        return [Term("scores", errors(predicted_B, score_B, reduction="sum"))]
+            error = F.huber_loss(predicted_B, score_B, reduction="sum", delta=delta)
+        else:
+            error = (F.mse_loss if loss == "mse" else F.l1_loss)(predicted_B, score_B, reduction="sum")
+        return [Term("scores", error, scores=predicted_B[:, None])]
 
     return Objective(counts, terms)
 
@@ -156,8 +157,10 @@ def multi_label(pos_weight: tuple[float, ...] | None = None) -> Objective:
     def terms(model: LanguageModel, batch: Batch) -> list[Term]:
         scores_BC = class_scores(model, batch.text)
         weight = None if weight_C is None else weight_C.to(scores_BC.device)
-        return [Term("labels", F.binary_cross_entropy_with_logits(
-            scores_BC, batch.text.values["labels"].float(), pos_weight=weight, reduction="sum"))]
+        loss = F.binary_cross_entropy_with_logits(scores_BC, batch.text.values["labels"].float(), pos_weight=weight,
+                                                  reduction="sum")
+        yes_or_no_X2 = F.pad(scores_BC.reshape(-1, 1), (0, 1))  # σ(s) is the softmax of s and 0
+        return [Term("labels", loss, scores=yes_or_no_X2)]
 
     return Objective(counts, terms)
 
@@ -233,6 +236,10 @@ def tagging(rules: Rules | None = None, label_smoothing: float = 0.0) -> Objecti
 
 def class_scores(model: LanguageModel, flat: Flat) -> Tensor:
     """The scores of the classes of a role's sequences, whichever head the model has for them: [B, C], in fp32."""
+    first_states = getattr(model, "first_states", None)  # where that is all the head reads (engine/encoder.py)
+    states_BD = None if first_states is None else first_states(flat.ids_M, flat.lengths, flat.tokens.get("segments"))
+    if states_BD is not None:
+        return classify(model, states_BD, (1,) * len(states_BD)).float()
     return classify(model, hidden_of(model, flat), flat.lengths).float()
 
 

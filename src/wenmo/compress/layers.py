@@ -23,9 +23,10 @@ from wenmo.config import Count, Settings
 from wenmo.errors import ModelError, UsageError, say
 from wenmo.models import TASK_HEADS
 from wenmo.models.custom_head import PLACE
+from wenmo.nn.levels import Bits, Codes, bits_for, eight_bits, eight_bits_in_groups, grid_of, nearest
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.names import layer_of
-from wenmo.nn.quantized import Bits, Codes, bits_for, eight_bits, grid_of, is_quantized, matrix_of, nearest
+from wenmo.nn.quantized import is_quantized, matrix_of
 from wenmo.nn.quantized import replace as put_in_place
 
 _log = logging.getLogger(__name__)
@@ -69,10 +70,11 @@ def compress(model: Any, settings: CompressSettings, run: Callable[[], None] | N
     before = _num_bytes(model)
     num_maps: dict[Bits, int] = {4: 0, 8: 0}
     with torch.no_grad():
+        bits = BITS[settings.format]
         for name in _vocabularies(model):
             embeddings: Any = model.get_submodule(name)
-            put_in_place(model, name, eight_bits(embeddings.weight))
-        bits = BITS[settings.format]
+            in_8_bits = eight_bits if bits == 8 else eight_bits_in_groups
+            put_in_place(model, name, in_8_bits(embeddings.weight))
         if settings.method == "rtn":
             for name in _maps(model):
                 _round(model, name, bits, num_maps)

@@ -11,6 +11,8 @@ would write: that is the plain reference beside it.
     packed.py     the weights, packed for the processor or quantised
     runner.py     the model's two kinds of calls: chunks of prompts, the next tokens of many rows
     native.py     the same two as whole native steps (native/), where model and machine allow it
+    encoder.py    encoders of texts as native steps
+    batcher.py    rows of many callers in one forward
     prompts.py    prompts that are being read
     speculate.py  tokens guessed ahead, by look-up or by a smaller model
     engine.py     schedule → run → settle

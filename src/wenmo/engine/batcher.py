@@ -90,20 +90,23 @@ class Batcher:
             if rows:
                 self.queued_tokens += sum(sizes)
                 self._jobs.append(job)
-                self._lock.notify_all()
+                if len(self._jobs) == 1 or self.queued_tokens >= self.settings.batch_tokens:
+                    self._lock.notify()  # else the worker, which waits for company, would only look and wait on
             else:
                 future.set_result([])
         future.add_done_callback(lambda _: self._drop(job))
         return future
 
     def _drop(self, job: _Job) -> None:
-        """What a cancelled job still has in the queue."""
+        """What a job that has ended still has in the queue: it was cancelled, or a row of it failed."""
+        if not job.waiting:
+            return
         with self._lock:
             if job in self._jobs:
                 self._jobs.remove(job)
             self.queued_tokens -= sum(job.sizes[number] for number in job.waiting)
             job.waiting.clear()
-            self._lock.notify_all()
+            self._lock.notify()
 
     def close(self) -> None:
         """No new rows; those that wait are answered first."""

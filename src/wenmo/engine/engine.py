@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import threading
 from collections.abc import Iterable
@@ -16,6 +17,7 @@ from typing import Any, Literal
 from pydantic import Field
 from torch import Tensor
 
+from wenmo import device
 from wenmo.config import Count, Settings
 from wenmo.engine.grammar import Grammars
 from wenmo.engine.native import Choice, runner_for
@@ -85,6 +87,7 @@ class Engine:
         self.sources = Slots(settings.cache_tokens, self.longest) if "seq2seq_lm" in model.heads else None
         self.prefixes = Prefixes(settings.chunk_tokens, settings.prefix_tokens)
         self.runner = runner_for(model, settings.format, settings.chunk_tokens, settings.native)
+        self.is_native = self.runner.is_native
         self.speculation = self._speculation(draft)
         self.scheduler = Scheduler(settings.max_running)
         self.prompts = Prompts(self.runner, self.prefixes, self.slots, self.sources, self.scheduler)
@@ -113,6 +116,7 @@ class Engine:
                              mend=say("give a smaller model with the same tokenizer", "请给出分词器相同的较小模型"))
         longest = min(self.longest, draft.config.max_tokens or self.longest)
         runner = runner_for(draft, settings.format, settings.chunk_tokens, settings.native)
+        self.is_native = self.is_native and runner.is_native
         return Speculation(DraftModel(runner, settings.cache_tokens, longest), settings.speculate_tokens)
 
     @property
@@ -242,11 +246,13 @@ class Engine:
         engine itself goes on.
         """
         try:
-            self._take_in()
-            self.scheduler.step()
-            self._read_prompts()
-            self._make_room()
-            self._write()
+            # Of what is left to torch beside native steps nothing is worth a second thread.
+            with device.one_thread() if self.is_native else contextlib.nullcontext():
+                self._take_in()
+                self.scheduler.step()
+                self._read_prompts()
+                self._make_room()
+                self._write()
         except Exception as error:  # nobody may wait for ever: each is told
             for active in self.scheduler.everyone:
                 self._end(active, "error", error=error)

@@ -46,9 +46,14 @@ def runner_for(model: LanguageModel, format: Format, chunk_tokens: int, choice: 
 
 def threads_for(model: Any, choice: Choice) -> Threads | None:
     """None: torch computes. Raises UsageError where it must be native and cannot."""
+    return threads_where(choice, is_supported=choice != "off" and parts_of(model) is not None)
+
+
+def threads_where(choice: Choice, *, is_supported: bool) -> Threads | None:
+    """The same for a model of which it is known whether it can run natively."""
     if choice == "off":
         return None
-    if parts_of(model) is None:
+    if not is_supported:
         why = say("this model is none that runs natively", "该模型不支持原生计算")
         _refuse(why, choice, logging.DEBUG)
         return None
@@ -67,8 +72,8 @@ def threads_for(model: Any, choice: Choice) -> Threads | None:
 def _refuse(why: str, choice: Choice, level: int) -> None:
     if choice == "on":
         raise UsageError(say(f"no native steps: {why}", f"无法原生计算：{why}"), where="native: on",
-                         mend=say("set native: auto, or give a model of Llama's shape and install a C compiler",
-                                  "请设 native: auto，或使用 Llama 结构的模型并安装 C 编译器"))
+                         mend=say("set native: auto, or give a model of Llama's or BERT's shape, and install a C "
+                                  "compiler", "请设 native: auto，或使用 Llama 或 BERT 结构的模型并安装 C 编译器"))
     _log.log(level, say(f"torch computes the steps: {why}", f"由 torch 计算：{why}"))
 
 
@@ -86,19 +91,21 @@ def parts_of(model: Any) -> DecoderParts | None:
 class NativeRunner(Runner):
     """What is not overridden is torch's way, with native products."""
 
+    is_native = True
+
     def __init__(self, model: Any, format: Format, chunk_tokens: int, threads: Threads) -> None:
         before = parts_of(model)  # packing takes the maps out, and gives the norms another form
         assert before is not None
         super().__init__(model, format, chunk_tokens, threads)
         parts: DecoderParts = model.decoder_parts()
         layers = [
-            Layer(_matrix(now.queries_keys_values[0]), _matrix(now.attention_out), _matrix(now.gate_up[0]),
-                  _matrix(now.down), was.attention_norm.weight, was.feed_forward_norm.weight, _weight(was.query_norm),
+            Layer(matrix_in(now.queries_keys_values[0]), matrix_in(now.attention_out), matrix_in(now.gate_up[0]),
+                  matrix_in(now.down), was.attention_norm.weight, was.feed_forward_norm.weight, _weight(was.query_norm),
                   _weight(was.key_norm), now.window)
             for was, now in zip(before.layers, parts.layers, strict=True)]
         self.embeddings, self.num_layers = parts.embeddings, len(layers)
         self.steps = Steps(threads, Sizes(parts.heads, parts.key_heads, parts.head_width, parts.epsilon), layers,
-                           before.final_norm.weight, _matrix(self.head.packed), parts.rope.frequencies_X,
+                           before.final_norm.weight, matrix_in(self.head.packed), parts.rope.frequencies_X,
                            parts.rope.attention_factor, dtype_of(format))
         self.like_KH = torch.empty(parts.key_heads, parts.head_width, dtype=self.steps.cache_dtype)
         self.most_chunks = max(1, STEP_ROWS // chunk_tokens)
@@ -143,7 +150,8 @@ class NativeRunner(Runner):
             return list(torch.split(self.steps.run(hidden_MD, spans, in_order, scored), counts))
 
 
-def _matrix(module: nn.Module | Packed) -> Matrix:
+def matrix_in(module: nn.Module | Packed) -> Matrix:
+    """The native one of a map that was packed."""
     packed = module.joint if isinstance(module, Part) else module
     assert isinstance(packed, Packed)
     assert packed.matrix is not None

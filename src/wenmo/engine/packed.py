@@ -6,11 +6,12 @@ class names them in `together`), the weights re-ordered as the processor's kerne
     fp32, bf16    as they are
     int8          weights and activations in 8 bits, a scale for each row of either; best for many rows
     int8-weights  weights in 8 bits, multiplied in bf16; best for one row
-    int4          weights in 4 bits, a scale and a zero for each GROUP of inputs, multiplied in bf16
+    int4          weights in 4 bits, a scale and a minimum for each GROUP of inputs, multiplied in bf16
 
-The products are torch's, or those of native/ for a model that runs in native steps (native.py): there the integer
-formats are one kind, rows in 8 bits with a scale for each GROUP of inputs, which costs less than one for the whole row.
-An output vocabulary has the weights and activations of int8 in all of the last three. The plain modules are gone then:
+The products are torch's, or those of native/ for a model that runs in native steps (native.py): there activations have
+a scale for each GROUP of inputs, which costs less than one for the whole row, and are of 8 bits in both int8 formats,
+and of 16 in int4. An output vocabulary has the weights and activations of int8 in all of the last three; the native one
+of int4 has a scale for each GROUP of its weights, as what it is made from often has. The plain modules are gone then:
 such a model answers, and does not learn. A product of few rows of torch's may give other bits than one of many (a gemv
 instead of a gemm, another split of the sum); each map finds out from how many rows on its bits are the same, and pads
 what has fewer, and whether products of more rows, of prompts, keep the bits as well.
@@ -30,9 +31,10 @@ from torch import Tensor, nn
 from wenmo import device
 from wenmo.native.packing import Kind, Matrix, pack_matrix
 from wenmo.native.step import Threads
+from wenmo.nn.levels import GROUP, Codes, bits_for, eight_bits, four_bits, joined
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.norm import RMSNorm
-from wenmo.nn.quantized import GROUP, Codes, QuantizedLinear, bits_for, eight_bits, four_bits, joined, matrix_of
+from wenmo.nn.quantized import QuantizedLinear, matrix_of
 
 Format = Literal["fp32", "bf16", "int8", "int8-weights", "int4"]
 FormatOrAuto = Literal["auto", "fp32", "bf16", "int8", "int8-weights", "int4"]
@@ -46,17 +48,18 @@ READ_ROWS = 256  # at most so many rows of prompts are in one product: more of t
 
 class Packed(nn.Module):
     """x_MI → x W^T + b, in the dtype of x. `widths`: the outputs of each of the maps that were joined. `scores`: what
-    comes out is compared, and has the dtype in which the format adds."""
+    comes out is compared, and has the dtype in which the format adds. `kind`: of a native matrix, where it is not the
+    format's."""
 
     def __init__(self, matrix_OI: Tensor | Codes, bias_O: Tensor | None, format: Format, widths: tuple[int, ...], *,
-                 scores: bool = False, threads: Threads | None = None) -> None:
+                 scores: bool = False, threads: Threads | None = None, kind: Kind | None = None) -> None:
         super().__init__()
         self.format, self.widths = format, widths
         self.own_format, self.shape = _own_format(matrix_OI, format), matrix_OI.shape
         self.matrix: Matrix | None = None
         self.bias_O: Tensor | None = None
         if threads is not None:
-            self.matrix = pack_matrix(matrix_OI, bias_O, _kind(self.own_format))
+            self.matrix = pack_matrix(matrix_OI, bias_O, kind or _kind(self.own_format))
             self.product, self.least_rows = _native(self.matrix, threads, scores=scores), 1
             self.num_bytes = self.matrix.num_bytes
             return
@@ -69,7 +72,9 @@ class Packed(nn.Module):
         num_rows = x_MI.shape[0]
         if num_rows < self.least_rows:
             x_MI = F.pad(x_MI, (0, 0, 0, self.least_rows - num_rows))
-        out_MO = self.product(x_MI)[:num_rows]
+        out_MO = self.product(x_MI)
+        if len(out_MO) > num_rows:
+            out_MO = out_MO[:num_rows]
         return out_MO if self.bias_O is None else out_MO + self.bias_O
 
     def joins_chunks(self) -> bool:
@@ -162,7 +167,8 @@ class Head:
         weight_VD, bias_V = model.lm_output()
         self.features = model.lm_features
         own_format: Format = "int8" if format in ("int8-weights", "int4") else format
-        self.packed = Packed(weight_VD, bias_V, own_format, (weight_VD.shape[0],), scores=True, threads=threads)
+        self.packed = Packed(weight_VD, bias_V, own_format, (weight_VD.shape[0],), scores=True, threads=threads,
+                             kind="int8-groups" if format == "int4" else None)
 
     def __call__(self, hidden_XD: Tensor) -> Tensor:
         scores_XV: Tensor = self.packed(self.features(hidden_XD)).float()
@@ -205,9 +211,7 @@ def _product(matrix_OI: Tensor | Codes, format: Format, *, scores: bool = False)
     else:
         codes = four_bits(_plain(matrix_OI)) if bits == 4 else eight_bits(_plain(matrix_OI))
     if format == "int8-weights":
-        scales = codes.grid.scales.squeeze(1).bfloat16()
-        bytes_OI = codes.numbers.contiguous()
-        return lambda x: torch.ops.aten._weight_int8pack_mm(x, bytes_OI, scales)
+        return _int8_weights(codes)
     return _int8(codes, torch.float32 if scores else torch.bfloat16) if format == "int8" else _int4(codes)
 
 
@@ -217,7 +221,26 @@ def _kind(format: Format) -> Kind:
 
 
 def _native(matrix: Matrix, threads: Threads, *, scores: bool) -> Product:
-    return lambda x: threads.product(matrix, x).to(torch.float32 if scores else x.dtype)
+
+    def product(x_MI: Tensor) -> Tensor:
+        out_MO = threads.product(matrix, x_MI)
+        return out_MO if scores or x_MI.dtype == torch.float32 else out_MO.to(x_MI.dtype)
+
+    return product
+
+
+def _int8_weights(codes: Codes) -> Product:
+    """The kernel reads beyond the end of rows that are not whole sixteens of inputs: they are filled up with zeros."""
+    scales_O = codes.grid.scales.squeeze(1).bfloat16()
+    missing = -codes.shape[1] % 16
+    bytes_OI = F.pad(codes.numbers, (0, missing)).contiguous()
+
+    def product(x_MI: Tensor) -> Tensor:
+        filled_MI = F.pad(x_MI, (0, missing)) if missing else x_MI
+        out_MO: Tensor = torch.ops.aten._weight_int8pack_mm(filled_MI, bytes_OI, scales_O)
+        return out_MO
+
+    return product
 
 
 def _int8(codes: Codes, dtype: torch.dtype) -> Product:
@@ -245,10 +268,11 @@ def _int8(codes: Codes, dtype: torch.dtype) -> Product:
 
 
 def _int4(codes: Codes) -> Product:
-    """The kernel counts codes from 0, and its zero is the weight of code 8: ours of code 0."""
-    assert codes.grid.zeros is not None
-    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.numbers.to(torch.int32) + 8, 1)
-    scales = torch.stack([codes.grid.scales, codes.grid.zeros], -1).transpose(0, 1).contiguous().bfloat16()
+    """The kernel has the weight of code 8 where ours has that of code 0."""
+    assert codes.grid.minima is not None
+    ordered = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes.numbers.to(torch.int32), 1)
+    zeros_OG = codes.grid.minima + 8 * codes.grid.scales
+    scales = torch.stack([codes.grid.scales, zeros_OG], -1).transpose(0, 1).contiguous().bfloat16()
     return lambda x: torch.ops.aten._weight_int4pack_mm_for_cpu(x, ordered, GROUP, scales)
 
 

@@ -47,7 +47,10 @@ class Piece:
 
 
 class Runner:
-    """Packs the model, which is its own from then on. `most_chunks` may be read in one call."""
+    """Packs the model, which is its own from then on. `most_chunks` may be read in one call. is_native: torch computes
+    next to nothing of it."""
+
+    is_native = False
 
     def __init__(self, model: LanguageModel, format: Format, chunk_tokens: int, threads: Threads | None = None) -> None:
         """threads: of native products."""

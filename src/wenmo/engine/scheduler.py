@@ -2,7 +2,8 @@
 
 In: requests that arrive, and whether there is room. Out: whose prompt is read next, whose tokens are written, who gives
 way. Larger priorities come first; among equals who came first. A request gains one priority for every `AGEING` steps
-that it waits, so that nobody starves. Who gives way is the last who would be let in.
+that it waits, and keeps it: nobody starves at the door, nor by giving way again and again. Who gives way is the last
+who would be let in.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ class Scheduler:
             first = min(self.waiting, key=rank)
             if has_room(first):
                 self.waiting.remove(first)
-                first.waited = 0
                 self.reading = first
         return self.reading
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from wenmo import device
+
 SMALLEST = 128  # tokens
 Layers = dict[int, tuple[Tensor, Tensor]]  # layer → keys, values
 
@@ -37,13 +39,15 @@ class Pool:
 
     def resize(self, size: int) -> None:
         assert size >= len(self.owners)
-        used = len(self.owners)
-        for layer, pair in self.layers.items():
-            # Zeros: what stands in fresh memory could be NaN, and so would be 0 · NaN for a key that is masked.
-            bigger = tuple(old.new_zeros((size, *old.shape[1:])) for old in pair)
-            for new, old in zip(bigger, pair, strict=True):
+        used, pairs = len(self.owners), list(self.layers.items())
+        sizes = [size * old.shape[1:].numel() * old.element_size() for _, pair in pairs for old in pair]
+        # Zeros: what stands in used memory could be NaN, and so would be 0 · NaN for a key that is masked.
+        parts = iter(torch.split(device.large_pages(sum(sizes)), sizes))
+        for layer, pair in pairs:
+            keys, values = (next(parts).view(old.dtype).view(size, *old.shape[1:]) for old in pair)
+            for new, old in zip((keys, values), pair, strict=True):
                 new[:used] = old[:used]
-            self.layers[layer] = (bigger[0], bigger[1])
+            self.layers[layer] = (keys, values)
         self.size = size
 
     def layer(self, number: int, like_KH: Tensor) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,9 @@ def adjust(scores_V: Tensor, context: Sequence[int], num_new: int, sampling: Sam
     if num_new < sampling.min_new_tokens:
         forbidden += ends
     if forbidden:
-        scores_V = scores_V.index_fill(0, torch.tensor(forbidden), -math.inf)
+        scores = scores_V.numpy(force=True).copy()  # by numpy: a fraction of what torch takes for one row
+        scores[forbidden] = -math.inf
+        scores_V = torch.from_numpy(scores).to(scores_V.device)
     return scores_V
 
 

@@ -15,6 +15,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
+from wenmo.models.encoder_parts import EncoderParts, parts_of_encoder
 from wenmo.nn.activation import ACTIVATIONS, ActivationName
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.block import Block
@@ -223,6 +224,9 @@ class Bert(nn.Module):
                                 taps=taps)
         return out
 
+    def encoder_parts(self) -> EncoderParts:
+        return parts_of_encoder(self.bert, self.config)
+
     @property
     def predictions(self) -> _Predictions:
         heads: Any = self.cls
@@ -241,7 +245,7 @@ class Bert(nn.Module):
 
     def pooled(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
         """tanh(W h_[CLS]) of each sequence, [B, D]."""
-        first_BD = hidden_MD.index_select(0, starts_of(lengths).to(hidden_MD.device))
+        first_BD = hidden_MD.index_select(0, starts_of(lengths, hidden_MD.device))
         return torch.tanh(self.bert.pooler["dense"](first_BD))
 
     def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wenmo.errors import say
 from wenmo.models.bert import Encoder, EncoderConfig
 from wenmo.models.config import PositiveInt, TokenId
+from wenmo.models.encoder_parts import EncoderParts, parts_of_encoder
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.dropout import Dropout
 from wenmo.nn.initialisation import initialise_normal
@@ -126,6 +127,9 @@ class Roberta(nn.Module):
             segments_M=segments_M if self.config.type_vocab_size > 1 else None, taps=taps)
         return out
 
+    def encoder_parts(self) -> EncoderParts:
+        return parts_of_encoder(self.roberta, self.config, self.config.first_position)
+
     def lm_features(self, hidden_XD: Tensor) -> Tensor:
         """What the output vocabulary is compared with, [X, D]; the activation is always GELU here."""
         out: Tensor = self.lm_head.layer_norm(F.gelu(self.lm_head.dense(hidden_XD)))
@@ -137,7 +141,7 @@ class Roberta(nn.Module):
 
     def classify(self, hidden_MD: Tensor, lengths: Sequence[int]) -> Tensor:
         """Scores of the classes from each sequence's first token, [B, C]."""
-        out: Tensor = self.classifier(hidden_MD.index_select(0, starts_of(lengths).to(hidden_MD.device)))
+        out: Tensor = self.classifier(hidden_MD.index_select(0, starts_of(lengths, hidden_MD.device)))
         return out
 
     def tag(self, hidden_MD: Tensor) -> Tensor:

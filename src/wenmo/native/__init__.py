@@ -6,6 +6,7 @@ room knows tensors and shapes of layers, no models and no requests.
     build.py     finds the compiler; compiles the C files on first use, keeps and loads the library
     packing.py   matrices as the C code reads them
     step.py      a step: its description for the C code, and the call
+    encoder.py   the same for an encoder's whole sequences
 
     vector.h     sixteen numbers at a time, in any processor's way
     pool.c       threads that do one piece of work together
@@ -14,6 +15,8 @@ room knows tensors and shapes of layers, no models and no requests.
     lanes.h      their instructions, by processor
     attention.c  attention of rows over keys where they stand
     step.c       the layers, one after the other
+    rows.c       what is done to a row between the products
+    encoder.c    those of an encoder
 
 The law: a row of what comes out depends on its own row of what goes in alone, bit by bit. Each sum is taken in one
 order, whatever the number of rows and threads; rows are put into blocks but never mixed. So there is nothing to pad.

@@ -241,7 +241,7 @@ static inline __attribute__((always_inline)) void attend_tokens(const Heads *hea
         s->highest[q] = LOWEST;
         store(s->total + (size_t)q * LANES, (Vector){0});
     }
-    const int position = heads->start + first, end = position + tokens;
+    const int position = heads->start + first, end = heads->all_keys ? heads->all_keys : position + tokens;
     int from = heads->window && position >= heads->window ? (position - heads->window + 1) / KEYS * KEYS : 0;
     for (; from < end; from += KEYS) {
         const int keys = end - from < KEYS ? end - from : KEYS;
@@ -249,7 +249,8 @@ static inline __attribute__((always_inline)) void attend_tokens(const Heads *hea
         memset(s->score, 0, sizeof(float) * (size_t)number * KEYS);
         product(pairs, number, up(keys, LANES), s->query, padded, s->key, KEYS, s->score, KEYS, s->depth);
         for (int q = 0; q < number; q++) {
-            int own = position + q / G - from, low = heads->window ? own - heads->window + 1 : 0;
+            int own = (heads->all_keys ? end - 1 : position + q / G) - from;
+            int low = heads->window ? own - heads->window + 1 : 0;
             if (own < 0 || low >= KEYS) memset(s->weight + (size_t)q * KEYS, 0, sizeof(Word) * KEYS);  // sees none of them
             else weigh(s, q, low, own + 1, heads->scale, pairs);
         }

@@ -10,6 +10,7 @@ typedef struct {
     int start, tokens;  // positions start … start + tokens − 1 have queries, `group` each
     int group;
     int window;  // a query sees so many keys, its own included; 0: all before it
+    int all_keys;  // not 0: there are so many, and a query sees all of them, whatever its position
     float scale;
 } Heads;
 

@@ -35,10 +35,18 @@ INLINE Floats floats_at(const void *from) {
     return to;
 }
 
-INLINE Floats bf16_at(const void *from) {
-    Halves upper;
-    memcpy(&upper, from, sizeof upper);
-    return (Floats)(__builtin_convertvector(upper, Ints) << 16);
+INLINE Floats fp16_at(const void *from) {
+    Halves values;
+    memcpy(&values, from, sizeof values);
+#if WIDTH == 16
+    return (Floats)_mm512_cvtph_ps((__m256i)values);
+#elif WIDTH == 8 && defined(__F16C__)
+    return (Floats)_mm256_cvtph_ps((__m128i)values);
+#else
+    Ints bits = __builtin_convertvector(values, Ints);
+    // Its exponent counts from 15 where that of fp32 counts from 127.
+    return (Floats)((Ints)((Floats)((bits & 0x7FFF) << 13) * 0x1p112f) | (bits & 0x8000) << 16);
+#endif
 }
 
 INLINE Ints bytes_at(const void *from) {
@@ -57,8 +65,8 @@ INLINE Ints same_four_bytes(const void *from) {
 }
 
 INLINE Floats converted(Ints values) { return __builtin_convertvector(values, Floats); }
-INLINE Ints low_nibbles(Ints bytes) { return bytes & 0x0F0F0F0F; }
-INLINE Ints high_nibbles(Ints bytes) { return bytes >> 4 & 0x0F0F0F0F; }
+// Of the eight codes in a lane the two that are four apart, as numbers of 16 bits.
+INLINE Ints two_codes(Ints codes, const int first) { return codes >> 4 * first & 0x000F000F; }
 
 // The first `count`, which may be more than there are, or none.
 INLINE void store_some(float *to, Floats values, int count) {
@@ -99,6 +107,19 @@ INLINE Ints byte_products_plus(Ints weights, Ints row, Ints sums) {
     for (int shift = 0; shift < 32; shift += 8)  // a byte of the row goes to the top, and comes back with its sign
         sums += (weights >> shift & 0xFF) * (row << (24 - shift) >> 24);
     return sums;
+#endif
+}
+
+// sums + two products each: whole numbers of 16 bits of weights and of a row, small enough for their sum.
+INLINE Ints word_products_plus(Ints weights, Ints row, Ints sums) {
+#if WIDTH == 16 && defined(__AVX512VNNI__)
+    return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)weights, (__m512i)row);
+#elif WIDTH == 16
+    return sums + (Ints)_mm512_madd_epi16((__m512i)weights, (__m512i)row);
+#elif WIDTH == 8
+    return sums + (Ints)_mm256_madd_epi16((__m256i)weights, (__m256i)row);
+#else
+    return sums + (weights << 16 >> 16) * (row << 16 >> 16) + (weights >> 16) * (row >> 16);
 #endif
 }
 

@@ -7,9 +7,10 @@ int register_width(void) { return WIDTH; }
 
 size_t prepared_bytes(const Matrix *matrix, int rows) { return row_bytes(matrix) * rows; }
 
-// A group of a row as signed bytes. What was added to the weights' codes to make them unsigned (`moved`) is taken back
-// in the start of the sums, and the zeros of the weights are multiplied by the group's sum.
-static void round_to_bytes(const float *x, int moved, int8_t *to, float *scale, int32_t *start, float *sum) {
+// A group of a row as whole numbers of 8 bits or 16. What was added to the weights' codes of 8 bits to make them
+// unsigned is taken back in the start of the sums; the minima of those of 4 are multiplied by the group's sum.
+INLINE void round_group(const int to_bits, const float *x, void *to, float *scale, int32_t *start, float *sum) {
+    const float most = to_bits == 8 ? 127.0f : 32767.0f;
     int32_t bits[GROUP], largest_bits = 0;
     uint32_t total = 0;
     memcpy(bits, x, sizeof bits);
@@ -19,16 +20,17 @@ static void round_to_bytes(const float *x, int moved, int8_t *to, float *scale, 
     }
     float largest;
     memcpy(&largest, &largest_bits, sizeof largest);
-    float inverse = largest > 1e-30f && largest < 3.4e38f ? 127.0f / largest : 0.0f;
+    float inverse = largest > 1e-30f && largest < 3.4e38f ? most / largest : 0.0f;
     for (int i = 0; i < GROUP; i++) {
         // 1.5 * 2^23 more leaves no place for a fraction: the nearest whole number, ties to even, in the low bits.
         float rounded = x[i] * inverse + 12582912.0f;
         memcpy(bits + i, &rounded, sizeof rounded);
         total += (uint32_t)bits[i] - 0x4B400000u;
-        to[i] = (int8_t)bits[i];
+        if (to_bits == 8) ((int8_t *)to)[i] = (int8_t)bits[i];
+        else ((int16_t *)to)[i] = (int16_t)bits[i];
     }
-    *scale = largest * (1 / 127.0f);
-    *start = (int32_t)(0u - (uint32_t)moved * total);  // of NaN and infinities the codes are no numbers: these wrap
+    *scale = largest * (1 / most);
+    *start = (int32_t)(0u - 128u * total);  // of NaN and infinities the codes are no numbers: these wrap
     *sum = *scale * (float)(int32_t)total;
 }
 
@@ -43,8 +45,8 @@ void prepare(const Matrix *matrix, const float *x, int rows, void *prepared, int
             if (matrix->in % 2) ((uint16_t *)to)[matrix->in] = 0;
         }
         if (matrix->kind < INT8) continue;
-        int groups = (int)num_groups(matrix), moved = matrix->kind == INT8 ? 128 : 8;
-        float *scales = (float *)(to + groups * GROUP), *sums = scales + 2 * groups;
+        int groups = (int)num_groups(matrix);
+        float *scales = (float *)(to + scales_at(matrix->kind, groups)), *sums = scales + 2 * groups;
         int32_t *starts = (int32_t *)(scales + groups);
         for (int i = 0; i < groups; i++) {
             const float *group = from + i * GROUP;
@@ -53,7 +55,8 @@ void prepare(const Matrix *matrix, const float *x, int rows, void *prepared, int
                 memset(last, 0, sizeof last);
                 group = memcpy(last, group, (matrix->in - i * GROUP) * sizeof(float));
             }
-            round_to_bytes(group, moved, (int8_t *)to + i * GROUP, scales + i, starts + i, sums + i);
+            if (matrix->kind == INT4) round_group(16, group, to + i * GROUP * 2, scales + i, starts + i, sums + i);
+            else round_group(8, group, to + i * GROUP, scales + i, starts + i, sums + i);
         }
     }
 }
@@ -73,7 +76,8 @@ INLINE void multiply_tile(const int kind, const int num_rows, const int num_bloc
     UNROLL for (int i = 0; i < num_rows * num_parts; i++) sums[i] = floats_of(0);
     if (kind == FP32) add_fp32(num_rows, num_parts, matrix, &tile, sums);
     if (kind == BF16) add_bf16(num_rows, num_parts, matrix, &tile, sums);
-    if (kind == INT8) add_int8(num_rows, num_parts, matrix, &tile, sums);
+    if (kind == INT8) add_int8(0, num_rows, num_parts, matrix, &tile, sums);
+    if (kind == INT8_GROUPS) add_int8(1, num_rows, num_parts, matrix, &tile, sums);
     if (kind == INT4) add_int4(num_rows, num_parts, matrix, &tile, sums);
     UNROLL for (int p = 0; p < num_parts; p++) {
         const int out = block * BLOCK + p * WIDTH, count = y.count - p * WIDTH;
@@ -116,7 +120,8 @@ OF_KIND(multiply_fp32, FP32)
 OF_KIND(multiply_bf16, BF16)
 OF_KIND(multiply_int8, INT8)
 OF_KIND(multiply_int4, INT4)
-static Multiply *const of_kind[] = {multiply_fp32, multiply_bf16, multiply_int8, multiply_int4};
+OF_KIND(multiply_int8_groups, INT8_GROUPS)
+static Multiply *const of_kind[] = {multiply_fp32, multiply_bf16, multiply_int8, multiply_int4, multiply_int8_groups};
 
 void multiply(const Matrix *matrix, const void *prepared, int rows, float *y, int y_stride, int from_out, int to_out) {
     const int end_block = (to_out + BLOCK - 1) / BLOCK, most = matrix->kind < INT8 ? WIDE_ROWS : BYTES_ROWS;

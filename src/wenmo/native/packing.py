@@ -7,17 +7,20 @@ so that one register has the same inputs of all of a block, and the description 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wenmo.nn.quantized import GROUP, Codes, eight_bits, four_bits
+from wenmo import device
+from wenmo.nn.levels import GROUP, Codes, eight_bits, eight_bits_in_groups, four_bits
 
-Kind = Literal["fp32", "bf16", "int8", "int4"]
-KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4")  # in the order of matrix.h
+Kind = Literal["fp32", "bf16", "int8", "int4", "int8-groups"]
+KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4", "int8-groups")  # in the order of matrix.h
 BLOCK = 16
+LINE = 64  # bytes
 
 
 class MatrixStruct(ctypes.Structure):
@@ -44,12 +47,26 @@ class Matrix:
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
+def stand_together(matrices: Sequence[Matrix]) -> None:
+    """Moves the codes next to one another, in their order, into memory of large pages."""
+    sizes = [-(-matrix.codes.nbytes // LINE) * LINE for matrix in matrices]
+    for matrix, part in zip(matrices, torch.split(device.large_pages(sum(sizes)), sizes), strict=True):
+        place = part[: matrix.codes.nbytes].view(matrix.codes.dtype).view(matrix.codes.shape)
+        matrix.codes = place.copy_(matrix.codes)
+        matrix.struct.codes = matrix.codes.data_ptr()
+
+
 def pack_matrix(matrix_OI: Tensor | Codes, bias_O: Tensor | None, kind: Kind) -> Matrix:
     """Codes that are there are used as they are where the kind has their bits. `int4` has whole groups of GROUP inputs
-    alone (nn.quantized.bits_for)."""
+    alone (nn.levels.bits_for); where `int8-groups` has no such, it is `int8`."""
     num_outputs, num_inputs = matrix_OI.shape
     bias = None if bias_O is None else _filled_up(bias_O.detach().float(), 0, BLOCK).contiguous()
     shape = (num_outputs, num_inputs)
+    if kind == "int8-groups":
+        codes = matrix_OI if isinstance(matrix_OI, Codes) else eight_bits_in_groups(matrix_OI.detach())
+        if codes.bits == 8 and codes.is_grouped:
+            return Matrix(kind, shape, _grouped_bytes(codes), None, bias)
+        matrix_OI, kind = codes, "int8"
     if kind == "int8":
         codes = _codes(matrix_OI, 8)
         numbers_OI = _filled_up(_filled_up(codes.numbers, 1, GROUP), 0, BLOCK)
@@ -57,8 +74,7 @@ def pack_matrix(matrix_OI: Tensor | Codes, bias_O: Tensor | None, kind: Kind) ->
         return Matrix(kind, shape, _blocks(numbers_OI, 4).view(torch.uint8).bitwise_xor_(128), scales, bias)
     if kind == "int4":
         return Matrix(kind, shape, _nibbles(_codes(matrix_OI, 4)), None, bias)
-    weight_OI = matrix_OI.weight() if isinstance(matrix_OI, Codes) else matrix_OI.detach()
-    weight_OI = weight_OI.to(torch.float32 if kind == "fp32" else torch.bfloat16)
+    weight_OI = _plain(matrix_OI).to(torch.float32 if kind == "fp32" else torch.bfloat16)
     together = 1 if kind == "fp32" else 2
     return Matrix(kind, shape, _blocks(_filled_up(_filled_up(weight_OI, 1, together), 0, BLOCK), together), None, bias)
 
@@ -81,10 +97,13 @@ def product(library: ctypes.CDLL, matrix: Matrix, x_MI: Tensor, *, parts: int = 
 
 
 def _codes(matrix_OI: Tensor | Codes, bits: Literal[4, 8]) -> Codes:
-    if isinstance(matrix_OI, Codes) and matrix_OI.bits == bits:
+    if isinstance(matrix_OI, Codes) and matrix_OI.bits == bits and (bits == 4 or not matrix_OI.is_grouped):
         return matrix_OI
-    weight_OI = matrix_OI.weight() if isinstance(matrix_OI, Codes) else matrix_OI.detach()
-    return four_bits(weight_OI) if bits == 4 else eight_bits(weight_OI)
+    return four_bits(_plain(matrix_OI)) if bits == 4 else eight_bits(_plain(matrix_OI))
+
+
+def _plain(matrix_OI: Tensor | Codes) -> Tensor:
+    return matrix_OI.weight() if isinstance(matrix_OI, Codes) else matrix_OI.detach()
 
 
 def _filled_up(values: Tensor, dim: int, multiple: int) -> Tensor:
@@ -101,14 +120,26 @@ def _blocks(values_OI: Tensor, together: int) -> Tensor:
 
 
 def _nibbles(codes: Codes) -> Tensor:
-    """[blocks, groups, 320] bytes: two codes in each of the first 256, then the scales and zeros of the group."""
-    assert codes.grid.zeros is not None
-    bytes_OI = _filled_up((codes.numbers + 8).to(torch.uint8), 0, BLOCK)
-    quads = _blocks(bytes_OI, 4).view(len(bytes_OI) // BLOCK, -1, 2, 4 * BLOCK * 4)
-    pairs = quads[:, :, 0] | quads[:, :, 1] << 4
-    levels = [_filled_up(each.bfloat16(), 0, BLOCK).view(len(quads), BLOCK, -1).transpose(1, 2).contiguous()
-              for each in (codes.grid.scales, codes.grid.zeros)]
-    return torch.cat([pairs, *(each.view(torch.uint8) for each in levels)], -1)
+    """[blocks, groups, 320] bytes: two codes in each of the first 256, then the scales and minima of the group."""
+    assert codes.grid.minima is not None
+    bytes_OI = _filled_up(codes.numbers.to(torch.uint8), 0, BLOCK)
+    eights = _blocks(bytes_OI, 8)
+    pairs = (eights[..., [0, 4, 1, 5]] | eights[..., [2, 6, 3, 7]] << 4).view(len(eights), -1, GROUP // 8 * BLOCK * 4)
+    levels = [_levels(each).view(torch.uint8) for each in (codes.grid.scales, codes.grid.minima)]
+    return torch.cat([pairs, *levels], -1)
+
+
+def _grouped_bytes(codes: Codes) -> Tensor:
+    """[blocks, bytes]: the codes + 128 of a block, then the scales of its groups."""
+    numbers = _blocks(_filled_up(codes.numbers, 0, BLOCK), 4).view(torch.uint8).bitwise_xor_(128).flatten(1)
+    scales = _levels(codes.grid.scales).view(torch.uint8).flatten(1)
+    return torch.cat([numbers, _filled_up(scales, 1, LINE)], 1)
+
+
+def _levels(numbers_OG: Tensor) -> Tensor:
+    """[blocks, groups, BLOCK] in fp16."""
+    filled = _filled_up(numbers_OG.half(), 0, BLOCK)
+    return filled.view(-1, BLOCK, filled.shape[1]).transpose(1, 2).contiguous()
 
 
 def _pointer(tensor: Tensor | None) -> int | None:

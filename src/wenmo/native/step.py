@@ -7,6 +7,7 @@ the keys and values of their sequences stand. Out: scores of the vocabulary, aft
 from __future__ import annotations
 
 import ctypes
+import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import torch
 from torch import Tensor
 
 from wenmo.native.build import Unavailable, library
-from wenmo.native.packing import Matrix, MatrixStruct
+from wenmo.native.packing import Matrix, MatrixStruct, stand_together
 
 ALIGNMENT = 64  # bytes, of a workspace
+SHORT_PRODUCT = 1 << 23  # multiplications: some hundredths of a millisecond
 
 
 class Threads:
@@ -28,7 +30,9 @@ class Threads:
         """Raises Unavailable, as `build.library` does."""
         self.library, self.number = library(), number
         self.library.pool_new.restype = ctypes.c_void_p
-        for size in (self.library.workspace_bytes, self.library.prepared_bytes):
+        # The same functions for calls so short that to let other threads run, and wait for them, would cost more.
+        self.short = ctypes.PyDLL(self.library._name)
+        for size in (self.short.workspace_bytes, self.short.prepared_bytes, self.short.encoder_bytes):
             size.restype = ctypes.c_size_t
         pool = self.library.pool_new(number)
         if pool is None:
@@ -39,11 +43,16 @@ class Threads:
 
     def product(self, matrix: Matrix, x_MI: Tensor) -> Tensor:
         """x W^T + b in fp32, [M, O]. A row has the same bits whatever is beside it."""
-        x_MI = x_MI.float().contiguous()
+        if x_MI.dtype != torch.float32 or not x_MI.is_contiguous():
+            x_MI = x_MI.float().contiguous()
         rows, struct = len(x_MI), ctypes.byref(matrix.struct)
-        y_MO = torch.empty(rows, matrix.shape[0])
-        prepared, at = _room(self.library.prepared_bytes(struct, rows))
-        self.library.run_product(self.pool, struct, _at(x_MI), rows, _at(y_MO), at)
+        y_MO = empty(rows, matrix.shape[0])
+        prepared, at = room(self.short.prepared_bytes(struct, rows))
+        if rows * math.prod(matrix.shape) > SHORT_PRODUCT:
+            self.library.run_product(self.pool, struct, address(x_MI), rows, address(y_MO), at)
+        else:  # done before the other threads would be awake
+            self.short.prepare(struct, address(x_MI), rows, at, 0, rows)
+            self.short.multiply(struct, at, rows, address(y_MO), matrix.shape[0], 0, matrix.shape[0])
         del prepared
         return y_MO
 
@@ -95,12 +104,14 @@ class Steps:
         self.num_scores = vocabulary.shape[0]
         norms = [tensor.detach().float().contiguous() for tensor in (final_norm, frequencies)]
         self._kept: list[object] = [layers, vocabulary, *norms]
+        stand_together([*(matrix for layer in layers for matrix in (layer.query_key_value, layer.attention_out,
+                                                                    layer.gate_up, layer.down)), vocabulary])
         self._layers = (_Layer * len(layers))(*map(self._described, layers))
         self._model = _Model(
             len(final_norm), sizes.heads, sizes.key_heads, sizes.head_width, layers[0].down.shape[1], len(layers),
             cache_dtype == torch.bfloat16, sizes.epsilon, factor, norms[1].data_ptr(), norms[0].data_ptr(),
             ctypes.addressof(self._layers), ctypes.addressof(vocabulary.struct))
-        self._workspace, self._workspace_at = _room(0)
+        self._workspace, self._workspace_at = room(0)
 
     def _described(self, layer: Layer) -> _Layer:
         norms = [None if norm is None else norm.detach().float().contiguous()
@@ -126,12 +137,12 @@ class Steps:
         assert len(places) == len(caches) * self.num_layers * 2
         scored_X = np.asarray(scored, np.int32)
         call, model = self.threads.library, ctypes.byref(self._model)
-        needed = call.workspace_bytes(model, num_rows, num_scored, self.threads.number)
+        needed = self.threads.short.workspace_bytes(model, num_rows, num_scored, self.threads.number)
         if needed > len(self._workspace) - ALIGNMENT:
-            self._workspace, self._workspace_at = _room(needed)
-        call.run_step(self.threads.pool, model, num_rows, _at(hidden_MD), len(spans), described,
+            self._workspace, self._workspace_at = room(needed)
+        call.run_step(self.threads.pool, model, num_rows, address(hidden_MD), len(spans), described,
                       ctypes.c_void_p(places.ctypes.data), num_scored, ctypes.c_void_p(scored_X.ctypes.data),
-                      _at(scores_XV), self._workspace_at)
+                      address(scores_XV), self._workspace_at)
         return scores_XV
 
 
@@ -154,11 +165,17 @@ class _Span(ctypes.Structure):
                 ("offset", ctypes.c_long), ("positions", ctypes.c_long)]
 
 
-def _at(tensor: Tensor) -> ctypes.c_void_p:
+def address(tensor: Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _room(num_bytes: int) -> tuple[Tensor, ctypes.c_void_p]:
-    """A tensor of so many bytes and some more, and where in it they are aligned."""
-    room = torch.empty(num_bytes + ALIGNMENT, dtype=torch.uint8)
-    return room, ctypes.c_void_p(-(-room.data_ptr() // ALIGNMENT) * ALIGNMENT)
+def empty(num_rows: int, width: int) -> Tensor:
+    """fp32 numbers, whatever they are. By numpy: torch lets other threads run meanwhile, and who lets go of the
+    interpreter waits for it behind them all."""
+    return torch.from_numpy(np.empty((num_rows, width), np.float32))
+
+
+def room(num_bytes: int) -> tuple[np.ndarray, ctypes.c_void_p]:
+    """So many bytes and some more, and where in them they are aligned."""
+    room = np.empty(num_bytes + ALIGNMENT, np.uint8)
+    return room, ctypes.c_void_p(-(-room.ctypes.data // ALIGNMENT) * ALIGNMENT)

@@ -68,11 +68,14 @@ static inline float largest_of(Vector v) {
 
 // 2^n · e^r with |r| ≤ ln(2) / 2; the series to r^7 is exact to fp32. Below −87 it is as at −87: 1.6e-38.
 static inline Vector exp_of(Vector x) {
+#ifdef __AVX512F__
+    x = (Vector)_mm512_min_ps(_mm512_set1_ps(88.0f), _mm512_max_ps(_mm512_set1_ps(-87.0f), (__m512)x));  // NaN stays one
+#else
     x = chosen(x < -87.0f, all(-87.0f), x);
     x = chosen(x > 88.0f, all(88.0f), x);
+#endif
     const Vector magic = all(12582912.0f);  // 1.5 · 2^23: what is added to it is rounded to a whole number
     const Vector shifted = fma_of(x, all(1.44269504f), magic), whole = shifted - magic;
-    const Integers n = (Integers)shifted - (Integers)magic;
     Vector r = fma_of(whole, all(-0.693359375f), x);  // ln 2 in two parts, the first with few digits
     r = fma_of(whole, all(2.12194440e-4f), r);
     Vector y = fma_of(all(1.0f / 5040), r, all(1.0f / 720));
@@ -82,7 +85,11 @@ static inline Vector exp_of(Vector x) {
     y = fma_of(y, r, all(0.5f));
     y = fma_of(y, r, all(1.0f));
     y = fma_of(y, r, all(1.0f));
-    return (Vector)((Integers)y + (n << 23));
+#ifdef __AVX512F__
+    return (Vector)_mm512_scalef_ps((__m512)y, (__m512)whole);
+#else
+    return (Vector)((Integers)y + (((Integers)shifted - (Integers)magic) << 23));
+#endif
 }
 
 static inline uint16_t to_bf16(float x) {  // its upper half, rounded to the nearest, ties to even

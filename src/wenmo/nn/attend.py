@@ -13,6 +13,8 @@ a window of tokens alone. (How a decoder sees its source: nn/cross.py.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -47,17 +49,19 @@ class Packed:
     def __init__(self, lengths: Sequence[int], *, causal: bool, dropout: float = 0.0,
                  device: torch.device | None = None) -> None:
         self.causal, self.dropout = causal, dropout
-        device = device or torch.device("cpu")
-        starts = [0]
-        for length in lengths:
-            starts.append(starts[-1] + length)
-        self.groups = [
-            Padding([starts[i] for i in group], [lengths[i] for i in group], device)
-            for group in groups_of_like_length(lengths)
-        ]
-        # Groups come out one after the other; `order_M` puts the tokens back, unless they never left their order.
+        self.lengths, self.device = tuple(lengths), device or torch.device("cpu")
+
+    @cached_property
+    def groups(self) -> list[Padding]:
+        starts = [0, *accumulate(self.lengths)]
+        return [Padding([starts[i] for i in group], [self.lengths[i] for i in group], self.device)
+                for group in groups_of_like_length(self.lengths)]
+
+    @cached_property
+    def order_M(self) -> Tensor | None:
+        """Groups come out one after the other; it puts the tokens back, unless they never left their order."""
         grouped_M = torch.cat([group.token_BT.flatten()[group.slot_X] for group in self.groups])
-        self.order_M: Tensor | None = torch.argsort(grouped_M) if len(self.groups) > 1 else None
+        return torch.argsort(grouped_M) if len(self.groups) > 1 else None
 
     def __call__(self, layer: int, q_MNH: Tensor, k_MKH: Tensor, v_MKH: Tensor, *, scale: float | None = None,
                  bias: Bias | None = None, window: int | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,10 @@ def positions_of(lengths: Sequence[int], device: torch.device | None = None) -> 
     return positions_M.to(device) if device is not None else positions_M
 
 
-def starts_of(lengths: Sequence[int]) -> Tensor:
+def starts_of(lengths: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Index of each sequence's first token in the flat layout: [B]."""
-    lengths_B = torch.tensor(lengths)
-    return lengths_B.cumsum(0) - lengths_B
+    starts_B = torch.from_numpy(np.cumsum([0, *lengths[:-1]]))
+    return starts_B if device is None or device.type == "cpu" else starts_B.to(device)
 
 
 class Padding:

@@ -1,164 +1,28 @@
-"""Matrices in 8 or 4 bits: what a few bits stand for, and the modules that hold them in a matrix's place.
+"""The modules that hold a matrix in 8 or 4 bits (levels.py) in its place, and how such a matrix is stored.
 
-In: a matrix [O, I]. Out: `Codes`, and from them the matrix again, as near as the bits allow. This is the one definition
-of levels, scales and zeros: compress/ chooses codes by it, modeldir stores them, engine/packed.py hands them to the
-processor's kernels.
-
-    8 bits    w = scale · code,          code in −127 … 127, a scale for each output
-    4 bits    w = scale · code + zero,   code in −8 … 7, a scale and a zero for each GROUP of an output's inputs
-
-Scales and zeros are bf16 numbers, since the kernels multiply by such; a weight is rounded to the levels they give.
-In a file a matrix `X.weight` is `X.codes` ([O, I], or two codes of 4 bits in a byte, [O, I/2], the first one low),
-`X.scales` and, of 4 bits, `X.zeros`, [O, groups] each.
+In: `Codes`. Out: modules for a model, and tensors for a file: a matrix `X.weight` is there `X.codes` ([O, I], or two
+codes of 4 bits in a byte, [O, I/2], the first one low), `X.scales` and, of 4 bits, `X.minima`, [O, groups] each.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wenmo.nn.levels import Codes, Grid
 from wenmo.nn.linear import Conv1D, Linear
 
-Bits = Literal[4, 8]
-GROUP = 32  # inputs that share a scale in 4 bits
-LEVELS = {4: (-8, 7), 8: (-127, 127)}  # the lowest and the highest code
-_TINY = 2.0**-40  # a scale is never zero
-_OUTPUTS_MULTIPLE = 16  # of the kernel for 4 bits
-PARTS = ("codes", "scales", "zeros")
-
-
-@dataclass(frozen=True, slots=True)
-class Grid:
-    """The levels to which the weights are rounded, a scale for each group: [O, G]. No zeros: 8 bits."""
-
-    scales: Tensor
-    zeros: Tensor | None
-
-    @property
-    def bits(self) -> Bits:
-        return 8 if self.zeros is None else 4
-
-    def round(self, weight_OX: Tensor, groups: Tensor | slice = slice(None)) -> Tensor:
-        """fp32 codes of weights [O, X], each column by the scale of its own group (or all by one)."""
-        scales_OX = self.scales[:, groups]
-        moved_OX = weight_OX if self.zeros is None else weight_OX - self.zeros[:, groups]
-        return (moved_OX / scales_OX).round().clamp(*LEVELS[self.bits])
-
-    def level(self, codes_OX: Tensor, groups: Tensor | slice = slice(None)) -> Tensor:
-        """The weights that codes stand for."""
-        weight_OX = codes_OX * self.scales[:, groups]
-        return weight_OX if self.zeros is None else weight_OX + self.zeros[:, groups]
-
-
-@dataclass(frozen=True, slots=True)
-class Codes:
-    """A matrix in few bits: `numbers`, int8 [O, I], of levels of the grid."""
-
-    numbers: Tensor
-    grid: Grid
-
-    @property
-    def bits(self) -> Bits:
-        return self.grid.bits
-
-    @property
-    def shape(self) -> torch.Size:
-        return self.numbers.shape
-
-    def weight(self) -> Tensor:
-        """[O, I] in fp32."""
-        num_outputs, num_inputs = self.numbers.shape
-        grouped_OGX = self.numbers.view(num_outputs, self.grid.scales.shape[1], -1)
-        weight_OGX = grouped_OGX * self.grid.scales[..., None].float()
-        if self.grid.zeros is not None:
-            weight_OGX += self.grid.zeros[..., None].float()
-        return weight_OGX.view(num_outputs, num_inputs)
-
-
-def bits_for(num_outputs: int, num_inputs: int, bits: Bits) -> Bits:
-    """4 bits need whole groups of inputs, and outputs in sixteens; a matrix of other sizes takes 8."""
-    fits = num_inputs % GROUP == 0 and num_outputs % _OUTPUTS_MULTIPLE == 0
-    return bits if fits else 8
-
-
-def grid_of(weight_OI: Tensor, bits: Bits, importance_I: Tensor | None = None) -> Grid:
-    """The levels between each group's extremes. With `importance_I`, the range of a group of 4 bits is narrowed to
-    where the squared errors, so weighted, are least: what lies outside is cut off, all else is finer."""
-    weight_OI = weight_OI.float()
-    if bits == 8:
-        return Grid(_bf16(weight_OI.abs().amax(1, keepdim=True) / 127).clamp(min=_TINY), None)
-    num_outputs, num_inputs = weight_OI.shape
-    groups_OGX = weight_OI.view(num_outputs, num_inputs // GROUP, GROUP)
-    low_OG, high_OG = groups_OGX.amin(-1), groups_OGX.amax(-1)
-    best = _between(low_OG, high_OG)
-    if importance_I is None:
-        return best
-    importance_GX = importance_I.float().view(-1, GROUP)
-    least_OG = _error(groups_OGX, best, importance_GX)
-    for narrower in (0.025 * step for step in range(1, 13)):
-        cut_OG = (high_OG - low_OG) * narrower / 2
-        grid = _between(low_OG + cut_OG, high_OG - cut_OG)
-        error_OG = _error(groups_OGX, grid, importance_GX)
-        better_OG = error_OG < least_OG
-        least_OG = torch.where(better_OG, error_OG, least_OG)
-        assert best.zeros is not None
-        assert grid.zeros is not None
-        best = Grid(torch.where(better_OG, grid.scales, best.scales),
-                    torch.where(better_OG, grid.zeros, best.zeros))
-    return best
-
-
-def nearest(weight_OI: Tensor, grid: Grid) -> Codes:
-    """Each weight at the level nearest to it."""
-    num_groups = grid.scales.shape[1]
-    groups_I = torch.arange(num_groups).repeat_interleave(weight_OI.shape[1] // num_groups)
-    return Codes(grid.round(weight_OI.float(), groups_I).to(torch.int8), grid)
-
-
-def eight_bits(weight_OI: Tensor) -> Codes:
-    return nearest(weight_OI, grid_of(weight_OI, 8))
-
-
-def four_bits(weight_OI: Tensor) -> Codes:
-    return nearest(weight_OI, grid_of(weight_OI, 4))
-
-
-def joined(parts: list[Codes]) -> Codes:
-    """Matrices of the same inputs and bits, one below the other."""
-    zeros = [part.grid.zeros for part in parts if part.grid.zeros is not None]
-    grid = Grid(torch.cat([part.grid.scales for part in parts]), torch.cat(zeros) if zeros else None)
-    return Codes(torch.cat([part.numbers for part in parts]), grid)
-
-
-def _bf16(values: Tensor) -> Tensor:
-    """fp32 numbers that bf16 has too."""
-    return values.bfloat16().float()
-
-
-def _between(low_OG: Tensor, high_OG: Tensor) -> Grid:
-    scales_OG = _bf16((high_OG - low_OG) / 15).clamp(min=_TINY)
-    return Grid(scales_OG, _bf16(low_OG + 8 * scales_OG))
-
-
-def _error(groups_OGX: Tensor, grid: Grid, importance_GX: Tensor) -> Tensor:
-    assert grid.zeros is not None
-    scales, zeros = grid.scales[..., None], grid.zeros[..., None]
-    found_OGX = ((groups_OGX - zeros) / scales).round_().clamp_(*LEVELS[4]).mul_(scales).add_(zeros)
-    return (found_OGX.sub_(groups_OGX).square_() * importance_GX).sum(-1)
-
-
-# Modules ----------------------------------------------------------------------------------------------
+PARTS = ("codes", "scales", "minima")
 
 
 class Quantized(nn.Module):
     """A matrix as it is stored, in the place of one with a `weight`."""
 
-    zeros: Tensor | None
+    minima: Tensor | None
 
     def __init__(self, codes: Codes) -> None:
         super().__init__()
@@ -166,7 +30,7 @@ class Quantized(nn.Module):
         for part, tensor in stored(codes).items():
             self.register_buffer(part, tensor)
         if codes.bits == 8:
-            self.zeros = None
+            self.minima = None
 
     def quantized(self) -> Codes:
         """The codes, a byte each."""
@@ -194,32 +58,34 @@ class QuantizedLinear(Quantized):
 
 
 class QuantizedEmbedding(Quantized):
-    """ids → rows of the matrix, in fp32. 8 bits alone: a scale for each row."""
+    """ids → rows of the matrix, in fp32. 8 bits alone."""
 
     def forward(self, ids: Tensor) -> Tensor:
         codes: Any = self.codes
         scales: Any = self.scales
-        return F.embedding(ids, codes).float() * F.embedding(ids, scales).float()
+        scales_XG = F.embedding(ids, scales).float()
+        grouped_XGI = F.embedding(ids, codes).float().view(*scales_XG.shape, -1)
+        return (grouped_XGI * scales_XG.unsqueeze(-1)).flatten(-2)
 
 
 def stored(codes: Codes) -> dict[str, Tensor]:
     """What stands in a file (or a module) for a matrix, by the part of its name."""
-    scales_OG, zeros_OG = codes.grid.scales, codes.grid.zeros
-    if zeros_OG is None:
-        return {"codes": codes.numbers, "scales": scales_OG.bfloat16()}
-    nibbles_OI = (codes.numbers + 8).to(torch.uint8)
+    scales_OG, minima_OG = codes.grid.scales, codes.grid.minima
+    if minima_OG is None:
+        return {"codes": codes.numbers, "scales": scales_OG.half() if codes.is_grouped else scales_OG.bfloat16()}
+    nibbles_OI = codes.numbers.to(torch.uint8)
     packed = nibbles_OI[:, 0::2] | (nibbles_OI[:, 1::2] << 4)
-    return {"codes": packed, "scales": scales_OG.bfloat16(), "zeros": zeros_OG.bfloat16()}
+    return {"codes": packed, "scales": scales_OG.half(), "minima": minima_OG.half()}
 
 
 def restored(parts: Mapping[str, Tensor | None]) -> Codes:
-    codes, scales, zeros = (parts.get(part) for part in PARTS)
+    codes, scales, minima = (parts.get(part) for part in PARTS)
     assert codes is not None
     assert scales is not None
-    if zeros is None:
+    if minima is None:
         return Codes(codes, Grid(scales.float(), None))
     nibbles = torch.stack([codes & 15, codes >> 4], -1).view(codes.shape[0], -1)
-    return Codes(nibbles.to(torch.int8) - 8, Grid(scales.float(), zeros.float()))
+    return Codes(nibbles.to(torch.int8), Grid(scales.float(), minima.float()))
 
 
 def replacement(module: nn.Module, codes: Codes) -> Quantized:
