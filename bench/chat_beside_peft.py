@@ -99,7 +99,7 @@ def _train_with_peft(recipe: Recipe, base: Path, figures: Path, out: Path) -> fl
 
 def _peft_config(lora: LoraSettings) -> peft.LoraConfig:
     return peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_dora=lora.dora,
-                           use_rslora=lora.rslora, target_modules=list(lora.targets) or "all-linear",
+                           use_rslora=lora.rslora, target_modules=list(lora.targets or ()) or "all-linear",
                            task_type="CAUSAL_LM")
 
 

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from bench.environments import ENVIRONMENTS, python, settings
+from bench.plot import plot
 from bench.rounds import row, write
 from wenmo import device
 from wenmo.data.sequence import Batch, Sequence, collate
@@ -94,6 +95,13 @@ def run(num_steps: int = STEPS) -> None:
     write("loss_curve", {
         "title": "Losses beside the plain path", "title_zh": "损失与朴素实现的比较", "rows": rows, "versions": versions,
         "curves": curves,
+        "plots": [plot("loss-curve", "Losses of the same training, step by step 逐步损失", "step", "nats a byte",
+                       {name: [[step, loss] for step, loss in enumerate(curve, 1)] for name, curve in curves.items()},
+                       smooth=True),
+                  plot("loss-difference", "Loss minus that of transformers in fp32 与 fp32 朴素实现的损失之差", "step",
+                       "nats a byte", {name: [[step, loss - exact] for step, (loss, exact) in
+                                             enumerate(zip(curve, curves["transformers, fp32"], strict=True), 1)]
+                                      for name, curve in curves.items() if name != "transformers, fp32"})],
         "about": ["The same weights, batches and optimizer; nats a byte of this repository's pages, a Llama of 3M "
                   "parameters, from the first step at the full rate."]})
 

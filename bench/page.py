@@ -7,10 +7,11 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from bench import PARTS
+from bench import PARTS, plot
 from bench.rounds import OUT
 
 PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+PLOTS = "plots"  # a folder beside the page
 HEAD = """\
 # Performance beside peers 与同类软件的性能比较
 
@@ -58,7 +59,8 @@ def _summary(parts: list[dict[str, Any]]) -> str:
 def _section(part: dict[str, Any]) -> str:
     about = [textwrap.fill(" ".join(sentence.split()), 120) + "\n" for sentence in part.get("about", [])]
     lines = [f"## {part['title']} {part.get('title_zh', '')}".rstrip(), "", *about, COLUMNS,
-             "|---" * (COLUMNS.count("|") - 1) + "|", *map(_row, part["rows"]), ""]
+             "|---" * (COLUMNS.count("|") - 1) + "|", *map(_row, part["rows"]), "",
+             *(f"![{each['title']}]({PLOTS}/{each['name']}.svg)\n" for each in part.get("plots", []))]
     versions = ", ".join(f"{name} {version}" for name, version in part.get("versions", {}).items())
     facts = (f"`python -m bench.{part['part']}`", f"threads: {part.get('threads', '–')}", versions)
     lines.append(" · ".join(filter(None, facts)) + "\n")
@@ -89,6 +91,9 @@ def _ratio(value: float) -> str:
 def write() -> None:
     found = [OUT / f"{name}.json" for name in PARTS]
     parts = [json.loads(path.read_text(encoding="utf-8")) for path in found if path.exists()]
+    for part in parts:
+        for each in part.get("plots", []):
+            plot.write(each, PAGE.parent / PLOTS)
     PAGE.write_text(page(parts), encoding="utf-8")
 
 

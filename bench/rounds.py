@@ -61,8 +61,8 @@ def row(work: str, unit: str, ours: float | str, peer: str, theirs: float | str 
 def write(part: str, found: dict[str, Any]) -> None:
     """bench/out/PART.json: what was found, where, and when; the page is written from it.
 
-    The page reads `title`, `title_zh`, `about` (a list of sentences), `rows` (of `row`) and `versions` ({name:
-    version}); whatever else is there is for those who want every round.
+    The page reads `title`, `title_zh`, `about` (a list of sentences), `rows` (of `row`), `plots` (of `plot.plot`) and
+    `versions` ({name: version}); whatever else is there is for those who want every round.
     """
     OUT.mkdir(exist_ok=True)
     whole = {"part": part, "when": time.strftime("%Y-%m-%d"), "machine": machine(), "threads": threads(), **found}

@@ -9,10 +9,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from bench import PARTS, environments, page, rounds
+from bench import PARTS, environments, page, plan, rounds, scaling
+from bench.plot import plot
 
 PEERS = Path(__file__).parent.parent / "bench" / "peers"
 
@@ -104,6 +106,52 @@ def test_the_page_tells_reached_from_missed_and_says_why_there_is_no_figure(
     assert "| Writing 生成 | 1 of 2 |" in text
     assert "peer 1.2" in text
     assert json.loads((tmp_path / "serving.json").read_text(encoding="utf-8"))["machine"]["cores"] >= 1
+
+
+def test_plots_stand_beside_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rounds, "OUT", tmp_path)
+    monkeypatch.setattr(page, "OUT", tmp_path)
+    monkeypatch.setattr(page, "PAGE", tmp_path / "performance.md")
+    lines = {"ours": [[1.0, 3.0], [2.0, 2.0], [3.0, 1.0]], "a peer's & more": [[1.0, 3.0], [2.0, 3.0], [3.0, 3.0]]}
+    rounds.write("scaling", {"title": "Cost", "rows": [], "plots": [plot("cost", "Cost 开销", "size", "ms", lines)]})
+    page.write()
+    assert "![Cost 开销](plots/cost.svg)" in page.PAGE.read_text(encoding="utf-8")
+    svg = ElementTree.parse(tmp_path / "plots" / "cost.svg").getroot()
+    name = "{http://www.w3.org/2000/svg}"
+    assert svg.tag == f"{name}svg"
+    said = [each.text for each in svg.iter(f"{name}text")]
+    assert {"Cost 开销", *lines} <= set(said)
+    drawn = [each.get("d") for each in svg.iter(f"{name}path") if "L" in str(each.get("d"))]
+    assert len(drawn) == len(lines)
+
+
+def test_cost_is_drawn_against_size_length_and_tokens() -> None:
+    shapes = {**scaling.SHAPES, **scaling.T_SHAPES, **scaling.B_SHAPES}
+    speeds = {"Wenmo": 2000.0, scaling.EAGER.name: 1000.0, scaling.NANO.name: 500.0}
+    found = {name: {"parameters": 1e6 * number, "medians": speeds} for number, name in enumerate(shapes, 1)}
+    size, length, tokens = scaling.plots(found, dict.fromkeys(shapes, 0.001))
+    assert size["series"]["Wenmo"] == [[float(number), 0.5] for number in range(1, 6)]
+    assert length["series"]["the formula 公式"] == [[float(T), 1.0] for T in (256, 512, 1024, 2048)]
+    assert tokens["series"][scaling.EAGER.name] == [[T, T / 1000] for T in (1024.0, 2048.0, 4096.0, 8192.0)]
+
+
+def test_a_forecast_is_judged_by_how_far_it_is_off() -> None:
+    def reached(**off: float) -> list[bool]:
+        each = {"recipe": "some", "range": [90.0, 110.0], "disk_bytes": [2**20, 2**20],
+                "seconds": [100.0 * off.get("time", 1), 100.0],
+                "peak_memory_bytes": [2**30 * off.get("memory", 1), 2**30]}
+        return [row["reached"] for row in plan.rows_of(each)]
+
+    assert reached() == [True, True]
+    assert reached(time=1.14, memory=0.91) == [True, True]
+    assert reached(time=0.84, memory=1.11) == [False, False]
+
+
+def test_every_long_proof_has_a_make_target() -> None:
+    tests = Path(__file__).parent
+    targets = (tests.parent / "Makefile").read_text(encoding="utf-8")
+    ran = {name for line in targets.splitlines() if "-m long" in line for name in re.findall(r"tests/(\w+\.py)", line)}
+    assert {path.name for path in tests.glob("test_*.py") if re.search(r"mark\.long\b", path.read_text("utf-8"))} == ran
 
 
 def test_the_parts_are_modules() -> None:

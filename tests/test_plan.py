@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import yaml
 from torch import nn
 
 import small_data
+from bench.training import WORKS
 from command import Command, wenmo
 from small_data import recipe
 from wenmo import device as machine
@@ -28,8 +30,9 @@ from wenmo.plan import TESTS, Check, Subject, self_tests, subject_of
 from wenmo.plan.advice import Given, advice, fitting_tokens
 from wenmo.plan.checks import timed
 from wenmo.plan.forecast import Forecast, _spread
+from wenmo.plan.learning import OVERFIT_SECONDS
 from wenmo.plan.preview import preview
-from wenmo.plan.suggest import ROUTES, Asked, largest, suggest
+from wenmo.plan.suggest import FLOPS_PER_TOKEN, ROUTES, TOKENS_PER_SECOND, Asked, largest, suggest
 from wenmo.recipe import parse_recipe
 from wenmo.stages import prepare
 from wenmo.stages.library import train
@@ -134,6 +137,20 @@ def test_no_false_alarm_with_other_settings(tmp_path: Path, data: Path, task: st
     else:
         whole = subject(data, tmp_path, task, settings=settings)
     assert failures(whole) == set()
+
+
+def test_tests_end_in_time_and_say_what_was_left(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A minute is a minute: what may take longer is not begun."""
+    made = subject(data, tmp_path, "classification")
+
+    def skipped_for_time() -> set[str]:
+        return {name for name, check in found(made).items() if "out of time" in check.what}
+
+    monkeypatch.setattr("wenmo.plan.time", SimpleNamespace(perf_counter=lambda: 0.0))  # however busy the machine is
+    monkeypatch.setattr("wenmo.plan.SECONDS", OVERFIT_SECONDS - 0.01)
+    assert skipped_for_time() == {"overfit"}
+    monkeypatch.setattr("wenmo.plan.SECONDS", -1.0)
+    assert skipped_for_time() == {test.__name__ for test in TESTS}
 
 
 # Faults, planted --------------------------------------------------------------------------------------
@@ -444,9 +461,20 @@ def test_the_figures_of_the_table_stand_in_the_results() -> None:
         if route.row:
             for figure in re.findall(r"\d+\.\d+", route.quality):
                 assert figure in sections[route.row], route.quality
+        if route.tokens_per_second is not None:
+            assert f"{route.tokens_per_second:,} tokens" in results
         for path in route.start.split(", "):
             if path.endswith(".yaml"):
                 assert (ROOT / path).exists(), path
+
+
+def test_costs_are_reckoned_from_the_speed_in_the_results() -> None:
+    results = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    [told] = re.findall(r"\| causal LM 30M, T 512, B 16 \| ([\d,]+) ", results)
+    assert int(told.replace(",", "")) == pytest.approx(TOKENS_PER_SECOND, rel=0.1)
+    shape = WORKS["30M"].shape
+    matrices = shape.V * shape.D + shape.L * shape.D * (4 * shape.D + 3 * shape.FF)
+    assert shape.flops_per_token(matrices) == pytest.approx(FLOPS_PER_TOKEN, rel=0.01)
 
 
 # The command line -------------------------------------------------------------------------------------

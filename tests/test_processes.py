@@ -32,8 +32,11 @@ from wenmo.cli import main
 from wenmo.data.examples import Rows
 from wenmo.data.loader import Loader
 from wenmo.data.sequence import Sequence as Tokens
-from wenmo.errors import DataError
+from wenmo.errors import DataError, RecipeError
 from wenmo.files import read_jsonl, sha256_file
+from wenmo.objectives import Objective
+from wenmo.recipe import parse_recipe
+from wenmo.stages.train.weights import refuse_in_parts
 from wenmo.tensors import load_tensors
 from wenmo.training.processes import ParallelSettings, Processes, joined
 
@@ -282,7 +285,7 @@ def test_rows_are_compared_with_those_of_the_other_processes(runs: Runs) -> None
     (("train.optimizer={type: muon}",), "train.optimizer.type"), (("train.adversarial=10%",), "train.adversarial"),
     (("train.optimizer.state_bits=8",), "train.optimizer.state_bits"),
     (("train.checkpoint_activations=true",), "train.checkpoint_activations"),
-    (("train.unfreeze={every: 1}",), "train.unfreeze")])
+    (("train.compile=true",), "train.compile"), (("train.unfreeze={every: 1}",), "train.unfreeze")])
 def test_what_needs_whole_weights_is_refused_in_parts(runs: Runs, overrides: tuple[str, ...], key: str) -> None:
     name = f"refused-{key}"
     assert ended(runs.start(name, 2, *FSDP, *overrides)) == [2, 2]
@@ -291,6 +294,29 @@ def test_what_needs_whole_weights_is_refused_in_parts(runs: Runs, overrides: tup
     assert said[-2:] == [f"where: {key}", "mend:  train.parallel: {type: ddp}"]
     assert not runs.said(name, 1)
     assert not (runs.folder / name / "recipe.yaml").exists()
+
+
+@pytest.mark.parametrize(("changes", "key"), [
+    *(({"optimizer": {"type": name}}, "train.optimizer.type") for name in ("lamb", "muon", "adafactor")),
+    ({"optimizer": {"state_bits": 8}}, "train.optimizer.state_bits"), ({"adversarial": 0.1}, "train.adversarial"),
+    ({"unfreeze": {"every": 1}}, "train.unfreeze"), ({"checkpoint_activations": True}, "train.checkpoint_activations"),
+    ({"compile": True}, "train.compile"), ({}, "task"), ({}, "tasks")])
+def test_each_refusal_says_what_and_how_to_mend_it(changes: dict[str, Any], key: str,
+                                                   monkeypatch: pytest.MonkeyPatch) -> None:
+    """In both languages; without the processes."""
+    made = small_data.recipe("classification", **changes)
+    if key == "tasks":
+        made["tasks"] = {"one": made.pop("task"), "other": {"type": "classification"}}
+    coupled = (lambda *_: []) if key == "task" else None
+    objective = Objective(lambda _: {}, lambda *_: [], coupled=coupled)
+    for language, sign in (("en", "mend:  "), ("zh", "办法：")):
+        monkeypatch.setenv("WENMO_LANG", language)
+        with pytest.raises(RecipeError) as caught:
+            refuse_in_parts(parse_recipe(made, "here"), objective)
+        lines = str(caught.value).splitlines()
+        assert lines[0].startswith("`task`" if key == "tasks" else f"`{key}`")
+        assert lines[2] == f"{sign}train.parallel: {{type: ddp}}"
+    refuse_in_parts(parse_recipe(small_data.recipe("classification"), "here"), Objective(lambda _: {}, lambda *_: []))
 
 
 def test_folds_are_refused(runs: Runs) -> None:

@@ -26,6 +26,7 @@ from command import Command, wenmo  # noqa: F401
 from served_models import four, serving
 from wenmo.engine import Engine
 from wenmo.loaded import Loaded, load
+from wenmo.native import build
 from wenmo.serve.schema import ChatRequest, CompletionRequest, EmbeddingRequest, PredictRequest
 from wenmo.serve.schema_responses import ResponsesRequest
 from wenmo.serve.streaming import EventStream, event
@@ -340,6 +341,51 @@ def test_refused(url, given, param) -> None:
     assert param is None or error["param"].startswith(param), error
 
 
+@pytest.mark.parametrize(("path", "given", "param"), [
+    ("chat/completions", {"messages": ASKED, "max_tokens": 11}, "max_tokens"),
+    ("chat/completions", {"messages": ASKED, "max_completion_tokens": 11}, "max_completion_tokens"),
+    ("chat/completions", {"messages": ASKED, "n": 3}, "n"),
+    ("chat/completions", {"messages": [*ASKED, *[{"role": "user", "content": "x" * 900}] * 2]}, None),
+    ("completions", {"prompt": "x", "max_tokens": 11}, "max_tokens"), ("completions", {"prompt": "x", "n": 3}, "n"),
+    ("completions", {"prompt": ["x"] * 3}, "n"), ("completions", {"prompt": "x" * 1601}, "prompt"),
+    ("responses", {"input": "x", "max_output_tokens": 11}, "max_output_tokens"),
+    ("embeddings", {"input": ["x"] * 6}, "input"), ("predict", {"rows": ["x"] * 6}, "rows"),
+])
+def test_what_is_too_much_is_refused_before_a_model_is_loaded(references, path, given, param) -> None:
+    with serving(references, max_prompt_tokens=100, max_new_tokens=10, max_n=2, max_rows=5) as url:
+        model = {"embeddings": "encoder", "predict": "labels"}.get(path, "chat")
+        found = httpx.post(f"{url}/v1/{path}", json={"model": model, **given})
+        assert found.status_code == 400, found.text
+        if param is not None:
+            assert found.json()["error"]["param"] == param
+            assert {each["state"] for each in httpx.get(f"{url}/v1/models").json()["data"]} == {"cold"}
+
+
+def test_what_is_left_open_is_never_too_much(references) -> None:
+    with serving(references, max_new_tokens=5) as url:
+        found = httpx.post(f"{url}/v1/completions", json={"model": "chat", "prompt": "x"}, timeout=60)
+        assert found.status_code == 200, found.text
+        assert found.json()["usage"]["completion_tokens"] <= 5
+
+
+def test_what_can_wait_says_so(client, url, monkeypatch) -> None:
+    found, submit = [], Engine.submit
+
+    def noting(self: Engine, request: Any, listener: Any = None) -> Any:
+        found.append(request.priority)
+        return submit(self, request, listener)
+
+    monkeypatch.setattr(Engine, "submit", noting)
+    behind = {"extra_body": {"priority": -3}}
+    chat(client, max_tokens=1, **behind)
+    client.completions.create(model="chat", prompt="x", max_tokens=1, **behind)
+    client.responses.create(model="chat", input="x", max_output_tokens=1, **behind)
+    chat(client, max_tokens=1)
+    assert found == [-3, -3, -3, 0]
+    with pytest.raises(openai.BadRequestError, match="priority"):  # nobody puts itself before others
+        chat(client, extra_body={"priority": 1})
+
+
 @pytest.mark.parametrize(("path", "body"), [
     ("completions", '{"model":"chat","prompt":[%s-1]}' % ("-1," * 20_000)),
     ("chat/completions", '{"model":"chat","messages":[%s{}]}' % ("{}," * 20_000)),
@@ -444,6 +490,21 @@ def test_a_stream_that_nobody_reads_lets_go(spec_version) -> None:
 
     asyncio.run(attempt())
     assert let_go == ["events", "stack"]
+
+
+def test_models_say_who_computes_them(references: dict[str, str]) -> None:
+    try:
+        build.find_compiler()
+    except build.Unavailable as reason:
+        pytest.skip(str(reason))
+    with serving(references, engine={"native": "off"}) as plain, serving(references, engine={"native": "on"}) as url:
+        for each, by in ((plain, "torch"), (url, "native")):
+            ask = {"model": "chat", "prompt": "x", "max_tokens": 1}
+            assert httpx.post(f"{each}/v1/completions", json=ask).status_code == 200
+            shown = httpx.get(f"{each}/v1/models/chat").json()
+            assert (shown["format"], shown["computed_by"]) == ("fp32", {"text": by, "answers": "torch"})
+            page = httpx.get(f"{each}/metrics").text
+            assert f'wenmo_native_steps{{model="chat",what="text"}} {int(by == "native")}.0' in page
 
 
 def test_models_and_pages(client, url) -> None:

@@ -27,6 +27,7 @@ from wenmo.serve.app import create_app
 from wenmo.serve.models import Models, ModelsBusy, ModelsSettings, UnknownModel
 from wenmo.serve.served import Served
 from wenmo.serve.settings import ServeSettings
+from wenmo.stages import serve as stage
 from wenmo.stages.compress import compress
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
@@ -171,6 +172,24 @@ def test_who_was_used_longest_ago_gives_way(folders: dict[str, str]) -> None:
         await pinned.aclose()
 
     run(work())
+
+
+@pytest.mark.parametrize("format", [None, "bf16"])
+def test_what_cannot_fit_is_said_before_anything_is_served(
+    folders: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: FormatOrAuto | None
+) -> None:
+    """By what its numbers will take: 16 bits on the disk become 32, unless the format is another."""
+    model = theirs("BertModel", vocab_size=330, pad_token_id=0).bfloat16()
+    model.save_pretrained(tmp_path / "half")
+    num_numbers = sum(each.numel() for each in model.parameters())
+    monkeypatch.setattr(stage, "run", lambda *_: 7)
+    for size, fits in ((num_numbers * 4, True), (num_numbers * 4 - 1, format is not None), (num_numbers, False)):
+        arguments = [str(tmp_path / "half")], {"models": {"memory_bytes": size}}
+        if fits:
+            assert stage.serve(*arguments, format=format) == 7
+            continue
+        with pytest.raises(ModelError, match="the model takes"):
+            stage.serve(*arguments, format=format)
 
 
 def test_who_needs_memory_waits_for_it_and_not_for_ever(folders: dict[str, str]) -> None:

@@ -14,9 +14,11 @@ import yaml
 
 import small_data
 from command import Command, wenmo
+from every_task import recipe_of
 from small_data import recipe
 from wenmo.errors import CheckpointError, UsageError
 from wenmo.files import read_jsonl, sha256_file
+from wenmo.loaded import load
 from wenmo.recipe import parse_recipe
 from wenmo.stages.find_lr import find_lr
 from wenmo.stages.library import train
@@ -192,6 +194,22 @@ def test_samples_are_logged_shown_and_in_tensorboard(
     [event] = events.Tensors("samples/0/text_summary")
     assert event.step == 2
     assert event.tensor_proto.string_val[0].decode().startswith("    新华社")
+
+
+@pytest.mark.parametrize("name", ["chat", "text_to_text", "text_to_text by a decoder"])
+def test_samples_of_a_task_that_answers_are_its_answers(name: str, tmp_path: Path) -> None:
+    """What the finished model says to a question is what the last evaluation showed."""
+    made = recipe_of(name, tmp_path, steps=4, evaluate_every=2, samples=["问：天气？", "Why?"])
+    made["data"]["choose"] = {"carve": 4}
+    made["data"]["max_tokens"] = 48
+    made["task"] = {**made["task"], **({"max_new_tokens": 6} if name == "chat" else {})}
+    made["model"] = {**made["model"], **({} if made["model"]["type"] == "t5" else {"max_position_embeddings": 128})}
+    folder = train(made, out=tmp_path / "run", data_root=tmp_path).folder
+    *_, samples = [row["samples"] for row in read_jsonl(folder / "metrics.jsonl") if "samples" in row]
+    answers = load(folder, threads=1).predict(["问：天气？", "Why?"] if name != "chat" else
+                                              [{"question": "问：天气？"}, {"question": "Why?"}])
+    assert samples == [{"prompt": f"{text} → ", "text": answer["output"]}
+                       for text, answer in zip(("问：天气？", "Why?"), answers, strict=True)]
 
 
 # The rate ---------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Steps of training by Wenmo's own loop: {"step": n} → seconds, loss; {"peak": true} → the rate of a bf16 product.
 
-    {"shape": …, "dtype": …}
+    {"shape": …, "dtype": …, "compiled": … (a recipe's train.compile)}
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from wenmo.data.sequence import Batch, Sequence, collate
 from wenmo.models import create
 from wenmo.models.bert import BertConfig
 from wenmo.models.llama import LlamaConfig
+from wenmo.nn.compiled import compile_blocks
 from wenmo.objectives import language_modeling
 from wenmo.training import optimizer
 from wenmo.training.loop import LoopSettings, StepResult
@@ -37,6 +38,8 @@ config = BertConfig(**common) if of.kind == "masked" else LlamaConfig(**common, 
 head = "masked_lm" if of.kind == "masked" else "causal_lm"
 model = create(config, {head: 0}, torch.Generator().manual_seed(0))
 model.compute_dtype = on.dtype
+if settings.get("compiled"):
+    compile_blocks(model)
 asked_step = 0
 
 

@@ -26,8 +26,12 @@ class Block(nn.Module):
     checkpointed = False
 
     def __call__(self, *inputs: Any) -> Any:
-        if self.checkpointed and self.training and torch.is_grad_enabled():
+        learns = self.training and torch.is_grad_enabled()
+        if self.checkpointed and learns:
             return recomputed(super().__call__, *inputs)
+        if self._compiled_call_impl is not None and not learns:  # compiled.py: for training alone
+            plain: Any = self._call_impl
+            return plain(*inputs)
         return super().__call__(*inputs)
 
 

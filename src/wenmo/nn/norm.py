@@ -15,7 +15,8 @@ _ROWS = 512  # of a chunk: its fp32 copies stay in the cache
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x²) + eps) · weight (Zhang & Sennrich 2019, §3).
 
-    Training on the CPU has formula and gradient by hand: torch's are a dozen passes over fp32 copies of the whole.
+    Training on the CPU has formula and gradient by hand: torch's are a dozen passes over fp32 copies of the whole,
+    unless they are compiled.
     """
 
     def __init__(self, width: int, eps: float) -> None:
@@ -24,7 +25,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and not x_MD.is_cuda:
+        if torch.is_grad_enabled() and not x_MD.is_cuda and not torch.compiler.is_compiling():
             function: Any = _RMSNorm.apply
             out: Tensor = function(x_MD, self.weight, self.eps)
             return out

@@ -25,6 +25,7 @@ from wenmo.serve import routes_chat, routes_completions, routes_models, routes_r
 from wenmo.serve.errors import ApiError, api_error, response
 from wenmo.serve.gate import Gate
 from wenmo.serve.guard import Guard
+from wenmo.serve.keys import read_keys
 from wenmo.serve.metrics import Metrics
 from wenmo.serve.models import Models
 from wenmo.serve.settings import ServeSettings
@@ -34,10 +35,13 @@ _log = logging.getLogger(__name__)
 
 def create_app(models: Models, settings: ServeSettings, *, warm: Sequence[str] = ()) -> FastAPI:
     """`app.state` has models, settings, gate (who is inside) and metrics. The models are closed with the app. `warm`:
-    names of those that are loaded at once, in order, while the first requests may come."""
+    names of those that are loaded at once, in order, while the first requests may come. Raises UsageError for a file
+    of keys that is none."""
+    keys = read_keys(settings.keys)  # here: what guards an app is made only when its first request comes
     gate = Gate(settings.max_requests)
     metrics = Metrics(gate, lambda: {name: served.engine for name, served in models.loaded().items()
-                                     if served.engine is not None})
+                                     if served.engine is not None},
+                      lambda: {name: served.computed_by for name, served in models.loaded().items()})
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +59,7 @@ def create_app(models: Models, settings: ServeSettings, *, warm: Sequence[str] =
         app.include_router(routes.router)
     for kind in (ApiError, WenmoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _failed)
-    app.add_middleware(Guard, settings=settings, gate=gate, metrics=metrics)
+    app.add_middleware(Guard, settings=settings, gate=gate, metrics=metrics, keys=keys)
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

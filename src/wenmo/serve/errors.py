@@ -18,6 +18,7 @@ from starlette.responses import Response
 
 from wenmo.engine.batcher import BatcherFull
 from wenmo.errors import DataError, ModelError, TokenizerError, UsageError, WenmoError, say
+from wenmo.faults import in_words
 
 _log = logging.getLogger(__name__)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -96,13 +97,13 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     path = ".".join(str(part) for part in fault["loc"] if part != "body" and not _is_kind(part))
     if fault["type"] in ("json_invalid", "missing") and not path:
         return ApiError(400, say("the body is no valid JSON", "请求体不是合法的 JSON"), code="invalid_json")
-    message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
         return ApiError(400, say(f"unknown or unsupported parameter: {path}", f"未知或不支持的参数：{path}"),
                         param=path, code="unknown_parameter")
     if fault["type"] == "missing":
         return ApiError(400, say(f"missing parameter: {path}", f"缺少参数：{path}"), param=path,
                         code="missing_required_parameter")
+    message = in_words(fault)
     return ApiError(400, f"{path}: {message}" if path else message, param=path or None, code="invalid_value")
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from wenmo.errors import say
 from wenmo.serve.errors import ApiError, api_error, response
 from wenmo.serve.gate import Cut, Gate, Visit, too_many
-from wenmo.serve.keys import read_keys
+from wenmo.serve.keys import Keys
 from wenmo.serve.metrics import Metrics
 from wenmo.serve.quota import Quota
 from wenmo.serve.settings import ServeSettings
@@ -42,9 +42,8 @@ _log = logging.getLogger(__name__)
 class Guard:
     """ASGI middleware, the outermost."""
 
-    def __init__(self, app: App, settings: ServeSettings, gate: Gate, metrics: Metrics) -> None:
-        self.app, self.settings, self.gate, self.metrics = app, settings, gate, metrics
-        self.keys = read_keys(settings.keys)
+    def __init__(self, app: App, settings: ServeSettings, gate: Gate, metrics: Metrics, keys: Keys) -> None:
+        self.app, self.settings, self.gate, self.metrics, self.keys = app, settings, gate, metrics, keys
         if not self.keys.digests and settings.host not in ("127.0.0.1", "::1", "localhost"):
             _log.warning(say(f"whoever reaches {settings.host} may use this server: no API keys are set",
                              f"凡能访问 {settings.host} 的人都可使用本服务器：没有设置 API 密钥"))

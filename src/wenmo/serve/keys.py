@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from wenmo.errors import UsageError, say
+from wenmo.faults import of_reading
 
 ENVIRONMENT = "WENMO_API_KEYS"
 
@@ -38,7 +39,8 @@ def read_keys(path: str | None) -> Keys:
         try:
             text = Path(path).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(say(f"cannot read the API keys: {error}", f"无法读取 API 密钥：{error}"), where=path,
+            raise UsageError(say(f"cannot read the API keys: {of_reading(error)}",
+                                 f"无法读取 API 密钥：{of_reading(error)}"), where=path,
                              mend=say("give a UTF-8 text file", "请给出 UTF-8 文本文件")) from error
         _add(text, path, digests)
         if not digests:

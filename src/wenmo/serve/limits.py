@@ -5,8 +5,7 @@ In: what a request asks for. Out: nothing, or an ApiError (400) that names the p
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from wenmo.errors import say
 from wenmo.serve.errors import ApiError
@@ -15,13 +14,19 @@ from wenmo.serve.settings import ServeSettings
 BYTES_PER_TOKEN = 16  # text that has more of them on average is not worth reading to see whether it is too long
 
 
-def check_bytes(settings: ServeSettings, texts: Iterable[str], param: str) -> None:
-    """Whether each text can be short enough at all; counts its bytes alone."""
+def check_bytes(settings: ServeSettings, texts: Iterable[str], param: str, *, together: bool = False) -> None:
+    """Whether each text (`together`: all of them as one) can be short enough at all; counts bytes alone."""
     most = settings.max_prompt_tokens * BYTES_PER_TOKEN
+    num_bytes = 0
     for text in texts:
-        if len(text) > most or len(text.encode("utf-8", "surrogatepass")) > most:
+        num_bytes = (num_bytes if together else 0) + _num_bytes(text)
+        if num_bytes > most:
             raise _too_large(say(f"a text is longer than {most} bytes", f"文本超过 {most} 字节"), param,
                              "context_length_exceeded")
+
+
+def _num_bytes(text: str) -> int:
+    return len(text.encode("utf-8", "surrogatepass"))
 
 
 def check_tokens(settings: ServeSettings, num_tokens: int, param: str) -> None:
@@ -31,31 +36,15 @@ def check_tokens(settings: ServeSettings, num_tokens: int, param: str) -> None:
                          "context_length_exceeded")
 
 
-def check_numbers(settings: ServeSettings, *, max_new_tokens: int | None = None, n: int = 1, rows: int = 1,
-                  rows_param: str = "rows") -> None:
+def check_numbers(settings: ServeSettings, *, max_new_tokens: int | None = None, tokens_param: str = "max_tokens",
+                  n: int = 1, rows: int = 1, rows_param: str = "rows") -> None:
     """None: the request leaves it to the server."""
-    asked = (("max_tokens", max_new_tokens or 0, settings.max_new_tokens), ("n", n, settings.max_n),
+    asked = ((tokens_param, max_new_tokens or 0, settings.max_new_tokens), ("n", n, settings.max_n),
              (rows_param, rows, settings.max_rows))
     for param, number, most in asked:
         if number > most:
             raise _too_large(say(f"`{param}` is {number}; this server allows {most}",
                                  f"`{param}` 为 {number}；本服务器最多允许 {most}"), param, "too_large")
-
-
-def text_of(content: Any, param: str) -> str:
-    """The text of a message's content: a string, or parts of text. Nothing is fetched on a client's word: an image, a
-    file or a sound, whether by address or in place, is refused."""
-    if isinstance(content, str):
-        return content
-    texts = []
-    for number, part in enumerate(content):
-        kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind not in ("text", "input_text", "output_text", "refusal"):
-            raise ApiError(400, say(f"content of type `{kind}` is not read here: this server takes text alone",
-                                    f"不支持 `{kind}` 类型的内容：本服务器只接受文本"),
-                           type="invalid_request_error", code="unsupported_content", param=f"{param}[{number}]")
-        texts.append(str(part.get("refusal" if kind == "refusal" else "text") or ""))
-    return "".join(texts)
 
 
 def _too_large(message: str, param: str, code: str) -> ApiError:

@@ -37,11 +37,12 @@ _OF_ENGINES: tuple[tuple[str, bool, str, Callable[[Engine], float]], ...] = (
 
 
 class Metrics:
-    """`engines`: those that are loaded, by their model's name, asked at each scrape. A registry of its own: two
-    servers in one process do not mix."""
+    """`engines` and `computed_by` (served.py): of the models that are loaded, by name, asked at each scrape. A registry
+    of its own: two servers in one process do not mix."""
 
-    def __init__(self, gate: Gate, engines: Callable[[], Mapping[str, Engine]] = dict) -> None:
-        self.gate, self.engines = gate, engines
+    def __init__(self, gate: Gate, engines: Callable[[], Mapping[str, Engine]] = dict,
+                 computed_by: Callable[[], Mapping[str, Mapping[str, str]]] = dict) -> None:
+        self.gate, self.engines, self.computed_by = gate, engines, computed_by
         self.registry = CollectorRegistry()
         self._requests = Counter("wenmo_requests", "Answered requests.", ["route", "status"], registry=self.registry)
         self._request_seconds = Histogram("wenmo_request_seconds", "From a request's arrival to the answer's end.",
@@ -93,6 +94,12 @@ class _Now(Collector):
         gate = self.metrics.gate
         yield GaugeMetricFamily("wenmo_requests_inside", "Requests at work or waiting.", value=len(gate.inside))
         yield GaugeMetricFamily("wenmo_draining", "1 while the server stops.", value=int(gate.draining))
+        native = GaugeMetricFamily("wenmo_native_steps", "1 where native steps compute it, 0 where torch does.",
+                                   labels=["model", "what"])
+        for model, whose in self.metrics.computed_by().items():
+            for what, by in whose.items():
+                native.add_metric([model, what], int(by == "native"))
+        yield native
         engines = dict(self.metrics.engines())
         for name, grows, what, asked in _OF_ENGINES:
             family = (CounterMetricFamily if grows else GaugeMetricFamily)(name, what, labels=["model"])

@@ -176,9 +176,10 @@ class Models:
     async def _load(self, entry: _Entry) -> None:
         entry.state = "loading"
         try:
-            path = await asyncio.to_thread(locate, entry.reference)
+            if not entry.expected_bytes:
+                entry.expected_bytes = await asyncio.to_thread(self._expected_bytes, entry.reference)
             entry.base = await self._base(entry)
-            await self._make_room(entry, entry.expected_bytes or stored_bytes(path) + await self._draft_bytes())
+            await self._make_room(entry, entry.expected_bytes)
             below = None if entry.base is None else entry.base.served
             engine = self.engine  # a base that nobody can ask for needs no room for texts
             if entry in self._bases.values():
@@ -198,10 +199,27 @@ class Models:
         entry.state = "ready"
         self.num_loads += 1
 
-    async def _draft_bytes(self) -> int:
-        """What the model that guesses will add to one that writes text, about."""
-        guess = self.engine.speculate
-        return stored_bytes(await asyncio.to_thread(locate, guess.draft)) if isinstance(guess, DraftSettings) else 0
+    def refuse_too_large(self) -> None:
+        """Raises ModelError where the weights of a model, or of the base of an adapter, are more than all memory that
+        models may take: before anybody asks for it, and before it is read."""
+        for entry in self.entries.values():
+            below = base_of(entry.reference)
+            for reference in (entry.reference, *(() if below is None else (str(below),))):
+                self._refuse_beyond(self._expected_bytes(reference), self.budget_bytes, reference)
+
+    def _expected_bytes(self, reference: str) -> int:
+        """Of the weights, about, with those of the model that guesses for one that writes text."""
+        fp32, guess = {self.format, self.settings.encoder_format} <= {None, "fp32"}, self.engine.speculate
+        draft = stored_bytes(locate(guess.draft), fp32) if isinstance(guess, DraftSettings) else 0
+        return stored_bytes(locate(reference), fp32) + draft
+
+    def _refuse_beyond(self, num_bytes: int, most: int, where: str) -> None:
+        if num_bytes > most:
+            raise ModelError(
+                say(f"the model takes {num_bytes:,} bytes of {most:,}",
+                    f"模型需要 {num_bytes:,} 字节，而只有 {most:,} 字节"), where=where,
+                mend=say("raise models.memory_bytes, lower engine.cache_tokens, or choose another format",
+                         "请增大 models.memory_bytes、减小 engine.cache_tokens，或换一种格式"))
 
     async def _base(self, entry: _Entry) -> _Entry | None:
         """The base of an adapter, loaded and held; None for a whole model."""
@@ -222,12 +240,7 @@ class Models:
     async def _make_room(self, entry: _Entry, num_bytes: int) -> None:
         """Room for so many bytes more; the idle models that were used longest ago give way."""
         most = self.budget_bytes - (0 if entry.base is None else entry.base.num_bytes)
-        if num_bytes + entry.num_bytes > most:
-            raise ModelError(
-                say(f"the model takes {num_bytes + entry.num_bytes:,} bytes of {most:,}",
-                    f"模型需要 {num_bytes + entry.num_bytes:,} 字节，而只有 {most:,} 字节"), where=entry.reference,
-                mend=say("raise models.memory_bytes, lower engine.cache_tokens, or choose another format",
-                         "请增大 models.memory_bytes、减小 engine.cache_tokens，或换一种格式"))
+        self._refuse_beyond(num_bytes + entry.num_bytes, most, entry.reference)
         until = time.monotonic() + self.settings.wait_seconds
         while self.loaded_bytes + num_bytes > self.budget_bytes:
             idle = [each for each in self._all() if each.served is not None and each is not entry

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from wenmo.engine import Event
 from wenmo.serve.errors import Json
+from wenmo.serve.limits import check_numbers
 from wenmo.serve.logprobs import of_chat
 from wenmo.serve.running import Running
 from wenmo.serve.schema import ChatRequest, NamedTool
@@ -24,6 +25,8 @@ router = APIRouter(tags=["text"])
 
 @router.post("/v1/chat/completions", summary="Answer a conversation")
 async def chat_completions(body: ChatRequest, http: Request) -> Response:
+    check_numbers(http.app.state.settings, max_new_tokens=body.most_tokens, n=body.n,
+                  tokens_param="max_tokens" if body.max_completion_tokens is None else "max_completion_tokens")
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(using(http, body.model))
         engine, tokenizer = engine_of(served), served.loaded.tokenizer
@@ -31,7 +34,7 @@ async def chat_completions(body: ChatRequest, http: Request) -> Response:
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         running = await stack.enter_async_context(writing(
             http, served, [prompt], lambda room: body.sampling(room, logprobs), asked_tokens=body.most_tokens,
-            n=body.n))
+            n=body.n, priority=body.priority))
         answer = _Answer(heading(served, "chatcmpl-", "chat.completion"), body, tokenizer, engine.ends, prompt)
         if body.stream:
             return EventStream(answer.stream(running), stack.pop_all())

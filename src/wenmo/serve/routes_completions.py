@@ -29,13 +29,13 @@ _DEFAULT_TOKENS = 16  # OpenAI's
 async def completions(body: CompletionRequest, http: Request) -> Response:
     settings = http.app.state.settings
     prompts = body.prompts()
-    check_numbers(settings, rows=len(prompts), n=body.n, rows_param="prompt")
+    most = min(_DEFAULT_TOKENS, settings.max_new_tokens) if body.max_tokens is None else body.max_tokens
+    check_numbers(settings, max_new_tokens=most, rows=len(prompts), n=body.n, rows_param="prompt")
     check_numbers(settings, n=len(prompts) * body.n)
     check_bytes(settings, [prompt for prompt in prompts if isinstance(prompt, str)], "prompt")
     for prompt in prompts:
         if not isinstance(prompt, str):
             check_tokens(settings, len(prompt), "prompt")
-    most = _DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(using(http, body.model))
         engine, loaded = engine_of(served), served.loaded
@@ -45,7 +45,7 @@ async def completions(body: CompletionRequest, http: Request) -> Response:
         read = await run_in_threadpool(lambda: [_read(loaded, prompt) for prompt in prompts])
         running = await stack.enter_async_context(writing(
             http, served, read, lambda room: body.sampling(room, body.logprobs), asked_tokens=max(1, most), n=body.n,
-            prompt_logprobs=body.logprobs if body.echo else None))
+            prompt_logprobs=body.logprobs if body.echo else None, priority=body.priority))
         answer = _Answer(heading(served, "cmpl-", "text_completion"), body, loaded, engine.ends, read)
         if body.stream:
             return EventStream(answer.stream(running), stack.pop_all())

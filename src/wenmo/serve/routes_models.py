@@ -28,9 +28,12 @@ async def get_model(name: str, http: Request) -> Json:
 
 
 def _shown(http: Request, name: str) -> dict[str, Any]:
+    """`format` and `computed_by` (served.py) are known of a model that is loaded."""
     models = http.app.state.models
+    served = models.loaded().get(name)
+    known = {} if served is None else {"format": served.format, "computed_by": served.computed_by}
     return {"id": name, "object": "model", "created": models.created, "owned_by": "wenmo",
-            "state": models.info(name).state}
+            "state": models.info(name).state, **known}
 
 
 @router.get("/health", summary="Whether the process lives")

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from wenmo.serve.errors import Json, api_error
+from wenmo.serve.limits import check_numbers
 from wenmo.serve.running import Running
 from wenmo.serve.schema_responses import ResponsesRequest
 from wenmo.serve.streaming import EventStream, event
@@ -25,12 +26,13 @@ router = APIRouter(tags=["text"])
 
 @router.post("/v1/responses", summary="Answer a conversation, item by item")
 async def responses(body: ResponsesRequest, http: Request) -> Response:
+    check_numbers(http.app.state.settings, max_new_tokens=body.max_output_tokens, tokens_param="max_output_tokens")
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(using(http, body.model))
         engine_of(served)
         prompt = await prompt_of(served, body.conversation(), http.app.state.settings)
         running = await stack.enter_async_context(writing(
-            http, served, [prompt], body.sampling, asked_tokens=body.max_output_tokens))
+            http, served, [prompt], body.sampling, asked_tokens=body.max_output_tokens, priority=body.priority))
         answer = _Answer(heading(served, "resp_", "response"), body, prompt)
         if body.stream:
             return EventStream(answer.stream(running), stack.pop_all())

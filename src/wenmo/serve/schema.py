@@ -1,8 +1,8 @@
 """What requests look like, in the words of OpenAI's API, and how they continue a text.
 
-Strict: an unknown key is refused, and so is a known one that would do nothing here. Beyond OpenAI's: `top_k`, `min_p`
-and `repetition_penalty`, which its client sends as `extra_body`; answers by a pattern or from a list; `prompt` for
-vectors.
+Strict: an unknown key is refused, and so is a known one that would do nothing here. Beyond OpenAI's: `top_k`, `min_p`,
+`repetition_penalty` and `priority` (what can wait says so; nobody can put itself before others), which its client sends
+as `extra_body`; answers by a pattern or from a list; `prompt` for vectors.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from wenmo.errors import say
+from wenmo.faults import NAME
 from wenmo.generate import Sampling
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 DEEPEST = 64  # levels of an object of the client's own
@@ -67,6 +68,7 @@ class Drawn(Asked):
     top_k: int | None = Field(None, gt=0, lt=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
+    priority: int = Field(0, ge=-16, le=0, description="below 0: others come first; who waits long rises")
 
     def drawing(self) -> dict[str, Any]:
         """Keywords of `generate.Sampling`. Whatever narrows a choice leaves the likeliest token in it, so that nothing

@@ -6,31 +6,38 @@ In: a reference. Out: `Served`, whose methods may be awaited by many requests at
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 
 from wenmo import loaded
 from wenmo.engine import Engine, EngineSettings, FormatOrAuto, chosen_format
 from wenmo.engine.batcher import Batcher, BatcherSettings
+from wenmo.engine.encoder import NativeForward, in_one_thread, pack_encoder
 from wenmo.engine.memory import bytes_of
-from wenmo.engine.packed import Format, pack
-from wenmo.errors import DataError
+from wenmo.engine.packed import Format
+from wenmo.errors import DataError, say
 from wenmo.hub.fetch import is_reference
 from wenmo.loaded import Asked, Loaded, decoded
 from wenmo.locate import locate
 from wenmo.modeldir import base_below
 from wenmo.tasks import Task
+from wenmo.tensors import count_numbers
 
 T = TypeVar("T")
+Computer = Literal["native", "torch"]
+_log = logging.getLogger(__name__)
 _VECTORS = ("vectors",)  # the group of rows that become vectors; a task's is its name
 
 
 class Served:
     """`engine` is started, and None for a model that writes no text. `base`: the model below an adapter. `format`: None
-    leaves it to the model: that in which it is stored, else fp32."""
+    leaves it to the model: that in which it is stored, else fp32. `format` is then the one that was chosen, and
+    `computed_by` says whose steps write its text, and whose give all other answers."""
 
     def __init__(self, name: str, reference: str, base: Served | None, engine: EngineSettings,
                  format: FormatOrAuto | None, encoder_format: Format | None, batches: BatcherSettings,
@@ -44,11 +51,16 @@ class Served:
             chosen = stored or "fp32" if format is None else chosen_format(format, stored)
             if base is not None and base.engine is not None:  # whose maps it shares
                 chosen = base.engine.settings.format
+            self.format: Format = chosen
             self.engine = self.loaded.engine(engine.model_copy(update={"format": chosen})).start()
             if base is not None and base.engine is not None:
                 self.engine.runner.share_head(base.engine.runner)
-        elif (chosen := encoder_format or _of_encoders(format, stored)) != "fp32":
-            pack(self.loaded.model, chosen)
+        else:
+            self.format = encoder_format or _of_encoders(format, stored)
+            pack_encoder(self.loaded.model, self.format, engine.native)
+        self.computed_by = _computed_by(self.loaded.model, self.engine)
+        whose = ", ".join(f"{what}: {by}" for what, by in self.computed_by.items())
+        _log.info(say(f"{name} is loaded ({self.format}; {whose})", f"已加载 {name}（{self.format}；{whose}）"))
         self.parts = bytes_of(self.loaded.model, self.engine)
         shared: Mapping[int, int] = {} if base is None else base.parts
         self.num_bytes = sum(number for part, number in self.parts.items() if part not in shared)
@@ -83,16 +95,25 @@ class Served:
     def _forward(self, group: Any, rows: list[Any]) -> Sequence[Any]:
         if callable(group):
             return [group(self.loaded) for _ in rows]
-        if group == _VECTORS:
-            return list(self.loaded.vectors(rows))
-        task = self._tasks[group[1]]
-        return [decoded(task, answered) for answered in self.loaded.answer(rows, task)]
+        with in_one_thread(self.loaded.model):
+            if group == _VECTORS:
+                return list(self.loaded.vectors(rows))
+            task = self._tasks[group[1]]
+            return [decoded(task, answered) for answered in self.loaded.answer(rows, task)]
 
     def close(self) -> None:
         """Once what was asked for is done."""
         self.batcher.close()
         if self.engine is not None:
             self.engine.close()
+
+
+def _computed_by(model: Any, engine: Engine | None) -> dict[str, Computer]:
+    """Whose steps compute what: `text` that is written, `answers` of tasks and vectors."""
+    answers: Computer = "native" if isinstance(model.forward, NativeForward) else "torch"
+    if engine is None:
+        return {"answers": answers}
+    return {"text": "native" if engine.is_native else "torch", "answers": answers}
 
 
 def _of_encoders(format: FormatOrAuto | None, stored: Format | None) -> Format:
@@ -113,7 +134,10 @@ def same_place(reference: str, path: Path) -> bool:
     return not is_reference(reference) and locate(reference).resolve() == path.resolve()
 
 
-def stored_bytes(path: Path) -> int:
-    """Of a model's weights on the disk: about what they will take."""
+def stored_bytes(path: Path, fp32: bool) -> int:
+    """About what a model's weights will take: so much as on the disk, or 4 bytes a number where all become `fp32`."""
     files = [path] if path.is_file() else [*path.glob("*.safetensors")]
+    numbers = sum((count_numbers(file) for file in files), Counter[str]()) if fp32 and path.is_dir() else Counter[str]()
+    if numbers and not numbers.keys() - {"F32", "F16", "BF16"}:  # else codes, which stay what they are
+        return 4 * numbers.total()
     return sum(file.stat().st_size for file in files)

@@ -16,13 +16,17 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wenmo.errors import UsageError, say
+from wenmo.faults import of_reading
 from wenmo.serve.gate import Gate
 from wenmo.serve.settings import ServeSettings
 
 _TICK_SECONDS = 0.02
+HEAD_SECONDS = 30  # for the head of a request to arrive; of its body the guard says the same
 
 
 def run(app: Any, settings: ServeSettings, gate: Gate, announce: Callable[[str], None]) -> int:
@@ -31,6 +35,8 @@ def run(app: Any, settings: ServeSettings, gate: Gate, announce: Callable[[str],
     listening = _listen(settings)
     server = _Server(app, settings, gate, announce=lambda: announce(_url(listening)))
     server.run(sockets=[listening])
+    if not server.started:
+        raise RuntimeError("the server did not start; its log says why")
     return server.exit_code
 
 
@@ -51,11 +57,30 @@ def background(app: Any, settings: ServeSettings, gate: Gate) -> Iterator[str]:
         thread.join()
 
 
+class _Http(H11Protocol):
+    """Closes a connection that does not bring the head of a request to its end: uvicorn would wait for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._until = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._until.cancel()
+        elif self._until.cancelled():  # another request begins
+            self._until = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._until.cancel()
+        super().connection_lost(exc)
+
+
 class _Server(uvicorn.Server):
     def __init__(self, app: Any, settings: ServeSettings, gate: Gate, announce: Callable[[], None]) -> None:
         # No proxy headers: a client could take another's address on. No websockets: no route is one.
-        super().__init__(uvicorn.Config(app, http="h11", loop="asyncio", ws="none", log_config=None,
-                                        log_level="warning", access_log=False, proxy_headers=False,
+        super().__init__(uvicorn.Config(app, http=_Http, loop="asyncio", ws="none", lifespan="on",
+                                        log_config=None, log_level="warning", access_log=False, proxy_headers=False,
                                         server_header=False, timeout_graceful_shutdown=5))
         self.drain_seconds, self.gate, self.announce = settings.drain_seconds, gate, announce
         self.exit_code = 0
@@ -111,8 +136,8 @@ def _listen(settings: ServeSettings) -> socket.socket:
     except OSError as error:
         taken = error.errno == errno.EADDRINUSE
         raise UsageError(
-            say(f"cannot listen at {settings.host}, port {settings.port}: {error.strerror or error}",
-                f"无法监听 {settings.host} 的端口 {settings.port}：{error.strerror or error}"), where="--host, --port",
+            say(f"cannot listen at {settings.host}, port {settings.port}: {of_reading(error)}",
+                f"无法监听 {settings.host} 的端口 {settings.port}：{of_reading(error)}"), where="--host, --port",
             mend=say("choose another port, or stop who has it", "请换一个端口，或停掉占用它的程序") if taken else
             say("give an address of this machine and a port that you may use", "请给出本机的地址和允许使用的端口"),
         ) from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import secrets
 import time
@@ -25,7 +26,7 @@ from wenmo.engine.shapes import Shape, choice, json_object, json_schema, regex, 
 from wenmo.errors import say
 from wenmo.generate import Sampling
 from wenmo.serve.errors import ApiError, message_of
-from wenmo.serve.limits import check_bytes, check_numbers, check_tokens
+from wenmo.serve.limits import check_bytes, check_tokens
 from wenmo.serve.models import ModelsBusy, UnknownModel
 from wenmo.serve.running import Running
 from wenmo.serve.served import Served
@@ -88,7 +89,8 @@ def engine_of(served: Served) -> Engine:
 
 
 async def prompt_of(served: Served, conversation: Conversation, settings: ServeSettings) -> Prompt:
-    check_bytes(settings, texts_of(conversation.messages), "messages")
+    tools = [json.dumps(tool, ensure_ascii=False) for tool in conversation.tools]
+    check_bytes(settings, [*texts_of(conversation.messages), *tools], "messages", together=True)
     return await run_in_threadpool(_prompt_of, served, conversation)
 
 
@@ -127,14 +129,15 @@ def _shape_of(format: tuple[str, Any] | None) -> Shape | None:
 
 @contextlib.asynccontextmanager
 async def writing(http: HttpRequest, served: Served, prompts: Sequence[Prompt], sampling: Callable[[int], Sampling], *,
-                  asked_tokens: int | None, n: int = 1, prompt_logprobs: int | None = None) -> AsyncIterator[Running]:
-    """Submits `n` continuations of each prompt, in order; `sampling` is told how many tokens may come.
+                  asked_tokens: int | None, n: int = 1, prompt_logprobs: int | None = None, priority: int = 0,
+                  ) -> AsyncIterator[Running]:
+    """Submits `n` continuations of each prompt, in order; `sampling` is told how many tokens may come. The route has
+    checked what was asked for by its numbers (limits.py), before anything was read.
 
-    Raises ApiError for what is more than the server, the caller's quota or the model allows.
+    Raises ApiError for a prompt that is longer than the server, the caller's quota or the model allows.
     """
     settings: ServeSettings = http.app.state.settings
     engine, visit = engine_of(served), http.state.visit
-    check_numbers(settings, max_new_tokens=asked_tokens, n=n)
     # What a client leaves open is bounded by the model's room alone, and what it asks for beyond that is cut there.
     most = settings.max_new_tokens if asked_tokens is None else asked_tokens
     rooms = []
@@ -148,7 +151,7 @@ async def writing(http: HttpRequest, served: Served, prompts: Sequence[Prompt], 
     visit.reserve(num_read + n * sum(rooms))
 
     def made() -> list[Request]:
-        return [Request(tuple(prompt.ids), sampling(room), sample,
+        return [Request(tuple(prompt.ids), sampling(room), sample, priority,
                         constraint=None if prompt.shape is None else engine.constraint(prompt.shape),
                         shown=frozenset() if prompt.calls is None else prompt.calls.shown(served.loaded.tokenizer),
                         prompt_logprobs=prompt_logprobs)

@@ -51,7 +51,8 @@ def r_drop(objective: Objective, weight: float) -> Objective:
     """Each batch is read twice, under two dropouts (Wu et al. 2021, eq. 4): both answers are learned from (their mean
     loss), and `weight` weighs ½ KL(P₁‖P₂) + ½ KL(P₂‖P₁), over the decisions as the term itself counts them.
 
-    It acts on the terms that give their `scores`. Costs a second forward and backward.
+    Of numbers (regression) it is ½ (ŷ₁ − ŷ₂)², the same of two normal distributions with variance 1. It acts on the
+    terms that give their `scores`. Costs a second forward and backward.
     """
 
     def counts(batch: Batch) -> dict[str, float]:
@@ -77,11 +78,13 @@ def r_drop(objective: Objective, weight: float) -> Objective:
 
 
 def _disagreement(first_XC: Tensor, second_XC: Tensor) -> Tensor:
-    """½ KL(P‖Q) + ½ KL(Q‖P), summed over the decisions. RecipeError where the two can never differ."""
+    """½ KL(P‖Q) + ½ KL(Q‖P), summed over the decisions, or numbers. RecipeError where the two can never differ."""
     if first_XC.numel() and torch.equal(first_XC, second_XC):
         raise RecipeError(
             say("`r_drop` does nothing: this model has no dropout", "`r_drop` 不起作用：该模型没有 dropout"),
             where="train.r_drop", mend="model: {from: …, config: {hidden_dropout_prob: 0.1}}")
+    if first_XC.shape[-1] == 1:
+        return 0.5 * (first_XC - second_XC).square().sum()
     p_XC, q_XC = first_XC.log_softmax(-1), second_XC.log_softmax(-1)
     return 0.5 * ((p_XC.exp() - q_XC.exp()) * (p_XC - q_XC)).sum()
 

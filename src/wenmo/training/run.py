@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ import torch
 import wenmo
 from wenmo import config, files
 from wenmo.errors import CheckpointError, UsageError, say
+from wenmo.training.cost import COST
 from wenmo.training.processes import num_processes, several
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 RECIPE = "recipe.yaml"
 RECORD = "run.json"
+BEFORE_WEIGHTS = ("tokenizer", "shards", "tensorboard", "checkpoints")  # folders that a run can make again
 FOLDS = "folds"  # of the cross-validation that came before: a Run for each
 
 _log = logging.getLogger(__name__)
@@ -61,7 +64,8 @@ class Run:
         """Begins a Run in `folder`, or goes on with the one there; holds its lock until the block ends.
 
         `context` is what the settings were parsed with. Keys marked `free` may have changed since; recipe.yaml then
-        follows, at `rewind`: call it before the first log, and after all that may yet refuse to go on.
+        follows, at `rewind`: call it before the first log, and after all that may yet refuse to go on. A Run that came
+        to no checkpoint has nothing to go on with: it begins anew with these settings.
         Raises RunLocked (another process writes here), CheckpointError (begun with other settings or facts; each
         difference is shown), UsageError (a folder with other things in it), StorageError.
         """
@@ -71,6 +75,10 @@ class Run:
             run = cls(folder, writes=True)
             files.sweep_unfinished(folder)
             files.sweep_unfinished(run.checkpoints)
+            if (folder / RECORD).exists() and not run.has_weights and _differences(folder, settings, facts, context):
+                _log.info(say("what was begun here with something else came to no checkpoint: the run begins anew",
+                              "此前在此以其他设定开始的训练没有检查点：重新开始"))
+                run.undo()
             if (folder / RECORD).exists():
                 _refuse_other(folder, settings, facts, context)
                 if (folder / RECIPE).read_text(encoding="utf-8") != recipe:
@@ -86,6 +94,18 @@ class Run:
                 if run._writer is not None:
                     with files.storage_errors(folder):
                         run._writer.close()
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether something was learned that could be lost: a checkpoint, the best so far, a model."""
+        return self.model.exists() or (self.folder / "best").exists() or any(self.checkpoints.glob("step-*"))
+
+    def undo(self) -> None:
+        """Takes away what a run makes before its first checkpoint: as if it had not begun."""
+        for name in BEFORE_WEIGHTS:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+        for name in (self.metrics.name, COST, RECIPE, RECORD):  # the mark of a Run is the last to go
+            (self.folder / name).unlink(missing_ok=True)
 
     def rewind(self, step: int) -> None:
         """Takes the log back to `step`, where the run goes on: later rows, and a line cut short, are dropped."""
@@ -171,12 +191,7 @@ def refuse_foreign(folder: Path, recipe: str) -> None:
 def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, str],
                   context: Mapping[str, Any] | None) -> None:
     """CheckpointError when the Run was begun with other identity keys or facts; a warning for other machinery."""
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    old = config.parse(type(settings), config.read_yaml(folder / RECIPE), str(folder / RECIPE), context)
-    differences = config.identity_differences(old, settings)
-    names = sorted({*record["facts"], *facts})
-    differences += [(name, record["facts"].get(name), facts.get(name))
-                    for name in names if record["facts"].get(name) != facts.get(name)]
+    differences = _differences(folder, settings, facts, context)
     if differences:
         lines = "".join(f"\n  {name}: {_shown(a)} → {_shown(b)}" for name, a, b in differences)
         raise CheckpointError(
@@ -185,12 +200,27 @@ def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, s
             mend=say("choose another --out for a new run, or change these back",
                      "换一个 --out 开始新的运行，或改回原值"),
         )
-    now_here, once = _machine(), record["machine"]
+    now_here, once = _machine(), _record(folder)["machine"]
     for name in dict.fromkeys([*once, *now_here]):
         before, now = once.get(name, 1), now_here.get(name, 1)
         if before != now:
             _log.warning(say(f"the run was begun with {name} {before}, now {now}: the weights will not be bit-equal",
                              f"该运行开始时 {name} 为 {before}，现为 {now}：权重将不会逐位相同"))
+
+
+def _differences(folder: Path, settings: config.Settings, facts: Mapping[str, str],
+                 context: Mapping[str, Any] | None) -> list[tuple[str, Any, Any]]:
+    """(name, then, now) of each identity key and fact in which the Run there is another."""
+    then = _record(folder)["facts"]
+    old = config.parse(type(settings), config.read_yaml(folder / RECIPE), str(folder / RECIPE), context)
+    return [*config.identity_differences(old, settings),
+            *((name, then.get(name), facts.get(name)) for name in sorted({*then, *facts})
+              if then.get(name) != facts.get(name))]
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    return found
 
 
 def _machine() -> dict[str, Any]:
