@@ -14,6 +14,7 @@ import yaml
 
 import small_data
 from command import Command, wenmo
+from every_task import CASES, recipe_of
 from small_data import recipe, write_csv
 from wenmo.ensemble import Ensemble, load_all
 from wenmo.errors import ModelError, UsageError
@@ -68,6 +69,22 @@ def test_a_difference_covers_the_truth() -> None:
         apart.append(unpaired.high - unpaired.low)
     assert 181 <= held <= 198
     assert np.mean(widths) < 0.3 * np.mean(apart)
+
+
+def test_questions_about_one_text_are_drawn_together() -> None:
+    """Twenty texts, ten questions each, which a model gets all right or all wrong: twenty observations, not 200."""
+    rng = np.random.default_rng(0)
+    a, b = (np.repeat(rng.random(20) < share, 10) for share in (0.7, 0.4))
+    texts = np.repeat(np.arange(20), 10).tolist()
+    apart = difference(row_mean(a), row_mean(b), 200, seed=0)
+    together = difference(row_mean(a, texts), row_mean(b, texts), 200, seed=0)
+    of_texts = difference(row_mean(a[::10] + 0.0), row_mean(b[::10] + 0.0), 20, seed=0)
+    assert together.value == pytest.approx(apart.value)
+    assert together.high - together.low > 2.5 * (apart.high - apart.low)
+    assert together.high - together.low == pytest.approx(of_texts.high - of_texts.low, rel=0.15)
+    alone = list(range(200))  # each text has one question: nothing falls together
+    assert difference(row_mean(a, alone), row_mean(b, alone), 200, seed=0) == apart
+    assert difference(row_mean(a, ["one"] * 200), row_mean(b, ["one"] * 200), 200, seed=0).high == np.inf
 
 
 def test_one_row_tells_nothing() -> None:
@@ -178,6 +195,63 @@ def test_an_ensemble_answers_with_the_mean(wenmo: Command) -> None:
     right = np.mean([{"label": together.task().decode(row, found)["label"]} == {"label": row["label"]}
                      for row, found in zip(rows(), outputs, strict=True)])
     assert report.metrics["accuracy"].value == pytest.approx(right)
+
+
+def of_two(name: str, folder: Path) -> tuple[Ensemble, list[Any], list[dict[str, Any]]]:
+    """Models of two seeds as one, what each of them gives, and the rows."""
+    made = recipe_of(name, folder, steps=6)
+    for seed in (0, 1):
+        train({**made, "seed": seed}, out=folder / str(seed), data_root=folder)
+    together = load_all([str(folder / "0"), str(folder / "1")], threads=1)
+    assert isinstance(together, Ensemble)
+    rows = list(CASES[name][3])
+    return together, [each.outputs(rows, each.task(), with_targets=True) for each in together.loaded], rows
+
+
+@pytest.mark.parametrize("name", ["tagging", "tagging with a CRF"])
+def test_an_ensemble_of_taggers(name: str, tmp_path: Path) -> None:
+    """The mean probability of each tag, over windows; of CRFs the mean of all scores. One with itself stays itself."""
+    together, (first, second), rows = of_two(name, tmp_path)
+    task: Any = together.task()
+    found, _ = together.outputs_and_cuts(rows, task, with_targets=True)
+    alone = load_all([str(tmp_path / "0"), str(tmp_path / "0")], threads=1)
+    assert [task.decode(row, its) for row, its in zip(rows, alone.outputs_and_cuts(rows, task)[0], strict=True)] == [
+        task.decode(row, its) for row, its in zip(rows, first, strict=True)]
+    a, b, both = (np.concatenate([task.pooled(its).scores for its in each]) for each in (first, second, found))
+    expected = (a + b) / 2 if "CRF" in name else np.log((np.exp(a) + np.exp(b)) / 2)
+    assert both == pytest.approx(expected, abs=1e-5)
+    answers = together.answers([{"tokens": row["tokens"]} for row in rows])
+    assert answers == [task.decode(row, its) for row, its in zip(rows, found, strict=True)]
+    assert evaluate(str(tmp_path / "0"), str(tmp_path / "rows.jsonl"), together=[str(tmp_path / "1")]).n == len(rows)
+
+
+def test_an_ensemble_of_vectors_has_the_mean_cosine(tmp_path: Path) -> None:
+    together, each, rows = of_two("similarity", tmp_path)
+    task = together.task()
+    cosines = [[float(np.dot(*its[0])) for its in outputs] for outputs in each]
+    answers = together.answers(rows)
+    assert [answer["score"] for answer in answers if isinstance(answer, dict)] == pytest.approx(
+        np.mean(cosines, axis=0), abs=2e-6)
+    found, _ = together.outputs_and_cuts(rows, task, with_targets=True)
+    assert task.measure(rows, found, seed=0).n == len(rows)
+
+
+def test_an_ensemble_of_several_tasks(tmp_path: Path) -> None:
+    together, each, rows = of_two("joint", tmp_path)
+    answers = together.answers(rows)
+    told = [[each.task().decode(row, its) for row, its in zip(rows, outputs, strict=True)]
+            for each, outputs in zip(together.loaded, each, strict=True)]
+    for answer, one, other in zip(answers, *told, strict=True):
+        assert isinstance(answer, dict)
+        assert answer["stars"]["score"] == pytest.approx((one["stars"]["score"] + other["stars"]["score"]) / 2,
+                                                         abs=2e-6)
+        for label, score in answer["sentiment"]["scores"].items():
+            both = one["sentiment"]["scores"][label] + other["sentiment"]["scores"][label]
+            assert score == pytest.approx(both / 2, abs=2e-6)
+    report = evaluate(str(tmp_path / "0"), str(tmp_path / "rows.jsonl"), together=[str(tmp_path / "1")])
+    assert {"sentiment.accuracy", "stars.mae"} <= set(report.metrics)
+    assert evaluate(str(tmp_path / "0"), str(tmp_path / "rows.jsonl"), task="stars",
+                    together=[str(tmp_path / "1")]).n == len(rows)
 
 
 def test_a_row_that_cannot_be_answered_costs_itself() -> None:

@@ -205,6 +205,24 @@ def test_vectors_of_a_file_and_of_stdin(wenmo: Command, body: Path, texts: Path,
     assert "line 2" in bad["error"]
 
 
+def test_what_is_too_long_is_cut_aloud(wenmo: Command, body: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = loaded.load(body, device="cpu")
+    long, room = "春天来了" * 300, model.opened.max_tokens or 0
+    lost = len(model.tokenizer.encode(long)) + model.tokenizer.num_wrapping(False) - room
+    assert lost > 0
+    model.embed(["不错"])
+    assert not caplog.text
+    model.embed([long, "不错"])
+    said = f"1 of 2 texts were too long: {lost:,} tokens were not read"
+    assert said in caplog.text
+    caplog.clear()
+    model.token_states([long, "不错"])
+    assert said in caplog.text
+    caplog.clear()
+    wenmo("embed", str(body), stdin=f"{long}\n不错\n".encode())
+    assert caplog.text.count(said) == 1
+
+
 def test_nearest_texts_from_a_file_and_from_an_index(wenmo: Command, body: Path, texts: Path, tmp_path: Path) -> None:
     index = str(tmp_path / "texts.index")
     at_once = wenmo("embed", str(body), str(texts), "--nearest", "Hello world", "--nearest", "不错", "--top", "2")
@@ -230,10 +248,12 @@ def test_what_makes_no_sense_together(wenmo: Command, body: Path, texts: Path, t
     save_model(other, model.opened)
     cases = [((index,), 2, "searched"), ((index, "--nearest", "a", "--out", "b"), 2, "searched"),
              ((str(texts), "--nearest", "a", "--out", "b.npy"), 2, "single file"),
+             ((str(texts), "--out", str(body)), 2, "something else is there"),
              (("-", "--query-file", "-"), 2, "stdin"), ((str(texts), "--top", "0"), 2, "top"),
              ((str(texts), "--prompt", "query"), 1, "no prompt")]
     for arguments, code, message in cases:
         result = wenmo("embed", str(body), *arguments)
         assert (result.code, message in result.err) == (code, True), result.err
+    assert (body / "config.json").exists()
     refused = wenmo("embed", str(other), index, "--nearest", "a")
     assert (refused.code, "another model" in refused.err) == (1, True)

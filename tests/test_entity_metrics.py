@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import seqeval.scheme
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from seqeval.metrics import classification_report
 
 from wenmo.errors import DataError
 from wenmo.metrics.entities import share_of_tokens, span_report
+from wenmo.text.tagging_schemes import Scheme, all_tags, entities_of
 
 X, Y = "X", "Y"
 TRUE = [[(0, 2, X), (3, 4, Y)], [(0, 1, X)], [], [(2, 5, Y)]]
@@ -21,6 +26,29 @@ def test_counted_by_hand() -> None:
     assert per_type[X]["precision"].value == pytest.approx(2 / 3)
     assert (per_type[X]["recall"].value, per_type[Y]["f1"].value) == (1.0, 0.0)
     assert [per_type[kind]["support"] for kind in (X, Y)] == [2, 2]
+
+
+@pytest.mark.parametrize(("scheme", "theirs"), [("bio", "IOB2"), ("bioes", "IOBES"), ("bilou", "BILOU"), ("bio", None)])
+@given(data=st.data())
+def test_the_scores_are_seqevals(scheme: Scheme, theirs: str | None, data: st.DataObject) -> None:
+    """Of any tags, well-formed or not: in its strict mode, and (None) in its lenient one, that of CoNLL's script."""
+    tags = st.sampled_from(all_tags("XY", scheme))
+    rows = data.draw(st.lists(st.lists(st.tuples(tags, tags), min_size=1, max_size=9), min_size=1, max_size=5))
+    true, found = ([[pair[side] for pair in row] for row in rows] for side in (0, 1))
+    strict = {} if theirs is None else {"mode": "strict", "scheme": getattr(seqeval.scheme, theirs)}
+    wanted, given = ([entities_of(row, None if theirs is None else scheme) for row in side] for side in (true, found))
+    assume(any(wanted) or any(given))
+    expected = classification_report(true, found, output_dict=True, zero_division=0, **strict)
+    report = span_report(wanted, given, seed=0)
+    metrics = report["metrics"]
+    for ours, name in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+        assert metrics[ours].value == pytest.approx(expected["micro avg"][name])
+    for row in report["details"].get("per_class", ()):
+        its = expected[row["label"]]
+        assert (row["precision"].value, row["recall"].value, row["f1"].value, row["support"]) == pytest.approx(
+            (its["precision"], its["recall"], its["f1-score"], its["support"]))
+    if "macro_f1" in metrics:
+        assert metrics["macro_f1"].value == pytest.approx(expected["macro avg"]["f1-score"])
 
 
 def test_the_statistic_of_all_rows_once_is_the_value() -> None:

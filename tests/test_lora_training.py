@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import small_data
 from command import Command, wenmo
+from every_task import BERT, BYTES, CASES, ENDED, LLAMA, NEWS, T5, WORDS, differences, recipe_of
 from small_data import recipe
 from wenmo.data.sequence import Sequence, collate
 from wenmo.errors import ModelError, RecipeError
@@ -22,6 +23,7 @@ from wenmo.modeldir import open_model
 from wenmo.models.bert import Bert, BertConfig
 from wenmo.models.lora import adapted_names
 from wenmo.stages.library import train
+from wenmo.stages.merge import merge_into
 from wenmo.tensors import load_tensors
 from wenmo.training import checkpoint
 from wenmo.training.groups import GroupSettings, divide
@@ -111,6 +113,40 @@ def test_every_task_trains_an_adapter_alone(task: str, data: Path, tmp_path: Pat
     loaded = load(folder)
     assert loaded.check() is not None
     assert not adapted_names(loaded.model)
+
+
+@pytest.fixture(scope="module")
+def bodies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained model of each kind that tasks begin from."""
+    folder = tmp_path_factory.mktemp("bodies")
+    (folder / "news.txt").write_text("\n".join(NEWS), encoding="utf-8")
+    for task, model, tokenizer in (("masked_lm", BERT, WORDS), ("causal_lm", LLAMA, BYTES),
+                                   ("span_corruption", T5, ENDED)):
+        train({"model": model, "tokenizer": {"train": tokenizer}, "task": {"type": task},
+               "data": {"train": [{"path": "news.txt"}], "choose": {"carve": 0}, "max_tokens": 24},
+               "train": {"steps": 2, "batch_tokens": 512, "threads": 1, "dtype": "fp32"}},
+              out=folder / model["type"], data_root=folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merged_and_apart_are_the_same_whatever_the_task(name: str, bodies: Path, tmp_path: Path) -> None:
+    """Heads, a CRF, rows for new tokens: what a task adds to its base comes along."""
+    made = recipe_of(name, tmp_path, steps=4)
+    base, dora = bodies / made["model"]["type"], made["model"]["type"] == "llama"
+    made = {**made, "model": {"from": str(base), "lora": {"rank": 4, "dora": dora}}}
+    del made["tokenizer"]
+    folder = train(made, out=tmp_path / "run", data_root=tmp_path).folder
+    assert not (folder / "model" / "model.safetensors").exists()
+    merge_into(str(folder), tmp_path / "merged")
+    rows = CASES[name][3]
+    apart, merged = load(folder, threads=1, base=load(base, threads=1)), load(tmp_path / "merged", threads=1)
+    assert adapted_names(apart.model)
+    assert not adapted_names(merged.model)
+    before, after = (model.outputs(rows, model.task(), with_targets=True) for model in (apart, merged))
+    largest, turned = differences(before, after)
+    assert largest < 1e-5
+    assert turned == 0
 
 
 @pytest.mark.parametrize(("optimizer", "more"), [

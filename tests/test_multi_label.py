@@ -14,10 +14,10 @@ from transformers import AutoModelForSequenceClassification
 
 import small_data
 import wenmo
+from wenmo.data.given import rows_of
 from wenmo.errors import DataError, RecipeError
 from wenmo.loaded import load
 from wenmo.metrics.multi_label import best_f1_threshold, multi_label_report
-from wenmo.stages.prepare import rows_of
 from wenmo.tasks.multi_label import MultiLabel, MultiLabelSettings
 
 

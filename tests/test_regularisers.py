@@ -16,7 +16,16 @@ from wenmo.errors import RecipeError
 from wenmo.models import create
 from wenmo.models.bert import BertConfig
 from wenmo.models.t5 import T5Config
-from wenmo.objectives import Objective, Term, class_scores, classification, language_modeling, sequence_to_sequence
+from wenmo.objectives import (
+    Objective,
+    Term,
+    class_scores,
+    classification,
+    language_modeling,
+    multi_label,
+    regression,
+    sequence_to_sequence,
+)
 from wenmo.training.groups import GroupSettings
 from wenmo.training.loop import LoopSettings, steps
 from wenmo.training.optimizer import AdamW, Sgd, Start, build
@@ -56,6 +65,28 @@ def test_two_readings_that_should_agree() -> None:
     assert terms["classes_agreement"].weight == 0.7
     assert objective.counts(batch) == {"classes": 5.0, "classes_agreement": 5.0}
     assert [term.name for term in objective.terms(model.eval(), batch)] == ["classes"]
+
+
+def test_numbers_and_labels_agree_too() -> None:
+    """Two readings of a number: their squared difference; of labels: the divergence of each yes or no."""
+    model = model_with(0.3, classification=1)
+    batch = collate(Sequence(i, {"ids": np.arange(5, 9 + i)}, {"score": float(i)}) for i in range(5))
+    torch.manual_seed(1)
+    terms = {term.name: term for term in r_drop(regression("mse", 1.0), 0.5).terms(model, batch)}
+    torch.manual_seed(1)
+    first, second = (class_scores(model, batch.text) for _ in range(2))
+    torch.testing.assert_close(terms["scores_agreement"].sum, (first - second).square().sum() / 2)
+
+    model = model_with(0.3)
+    batch = collate(Sequence(i, {"ids": np.arange(5, 9 + i)}, {"labels": np.array([1.0, 0, i % 2], np.float32)})
+                    for i in range(5))
+    torch.manual_seed(1)
+    terms = {term.name: term for term in r_drop(multi_label(), 0.5).terms(model, batch)}
+    torch.manual_seed(1)
+    p, q = (class_scores(model, batch.text).sigmoid() for _ in range(2))
+    divergence = sum((a * (a / b).log() + (1 - a) * ((1 - a) / (1 - b)).log()).sum() for a, b in ((p, q), (q, p)))
+    torch.testing.assert_close(terms["labels_agreement"].sum, divergence / 2)
+    assert r_drop(multi_label(), 0.5).counts(batch) == {"labels": 15.0, "labels_agreement": 15.0}
 
 
 def test_readings_that_cannot_differ_are_refused() -> None:

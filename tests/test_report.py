@@ -31,7 +31,7 @@ from wenmo.page import (
     Verdict,
     html_page,
 )
-from wenmo.report import Report, verdict
+from wenmo.report import Comparison, Report, verdict
 
 VOID = {"meta", "link", "br"}
 EVIL = '</p><script>alert("1")</script><img src=x onerror=alert(1)> & "quoted" \'single\' [SEP] 差评\x00\x1b[31m\ud800'
@@ -93,6 +93,41 @@ class _Page(HTMLParser):
 
 
 # The measured result ----------------------------------------------------------------------------------
+
+
+def shown(report: Report) -> str:
+    console = Console(file=io.StringIO(), width=200)
+    console.print(report.table())
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_the_scores_do_not_tell_is_said_wherever_they_are_shown() -> None:
+    details = {"truncated": {"rows": 2, "tokens": 1234}, "skipped": {"an empty message": 3}, "empty_outputs": 4,
+               "repaired": {"rows": 5, "tags": 6}, "rules": "cmrc"}
+    one = Report("m", "chat", "d", 9, 0, {"loss": Estimate(1.0, 0.5, 1.5)}, details)
+    other = Report("n", "chat", "d", 9, 0, {"loss": Estimate(1.0, 0.5, 1.5)})
+    compared = Console(file=io.StringIO(), width=200)
+    compared.print(Comparison(one, other, {}).table())
+    page = html_page("t", [Scores(one)])
+    for text in (shown(one), one._repr_html_(), page, compared.file.getvalue()):  # type: ignore[attr-defined]
+        for said in ("1,234 tokens were not read", "3 rows left out: an empty message", "4 outputs are empty",
+                     "6 tags in 5 rows"):
+            assert said in " ".join(text.split())
+    assert "by the rules of cmrc" in shown(one)
+    assert not list(other.remarks())
+
+
+def test_each_of_several_tasks_has_its_own_rows_and_classes() -> None:
+    score = Estimate(0.5, 0.4, 0.6)
+    several = Report("m", "joint", "d", 900, 0, {"intent.accuracy": score, "slots.f1": score, "exact": score}, {
+        "intent": {"n": 123}, "slots": {"n": 456, "per_class": [{"label": "PLACE", "support": 78, "f1": score}],
+                                        "truncated": {"rows": 2, "tokens": 3}}, "exact": {"n": 100}})
+    text = shown(several)
+    for name, rows in (("intent · accuracy", 123), ("slots · F1", 456), ("rows all right", 100),
+                       ("F1 · slots · PLACE", 78)):
+        assert re.search(rf"^ *{name} .* {rows} *$", text, re.MULTILINE), name
+    assert "F1 · slots · PLACE" in several._repr_html_()
+    assert list(several.remarks()) == ["2 rows were too long: 3 tokens were not read"]
 
 
 def test_as_dict_is_the_contract_and_json() -> None:

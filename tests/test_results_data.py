@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ DATA = Path(os.environ.get("WENMO_TEST_DATA", ROOT.parent / "shared" / "data"))
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_is_accepted(path: Path) -> None:
     read_recipe(path)
+    said = "\n".join(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#"))
+    assert re.search("[a-z]{4}", said), "what it is for stands above it in English"
+    assert re.search("[\u4e00-\u9fff]{4}", said), "and in Chinese"
 
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"the public sets are not in {DATA} (WENMO_TEST_DATA)")

@@ -249,6 +249,17 @@ def test_measured_on_what_the_rows_say() -> None:
     assert its.measure([*ROWS, strange], [*perfect, [_sure(its, strange)]], seed=0).metrics["recall"].value < 1
 
 
+def test_what_breaks_its_scheme_is_counted_in_scores_too() -> None:
+    its = task()
+    broken = [ROWS[0], {"tokens": ["北", "京", "在"], "tags": ["O", "I-PER", "O"]}]
+    outputs = [[_sure(its, each)] for each in broken]
+    assert its.measure(broken, outputs, seed=0).details["repaired"] == {"rows": 1, "tags": 1}
+    assert "repaired" not in its.measure(ROWS, [[_sure(its, each)] for each in ROWS], seed=0).details
+    mixed = [{"tokens": ["a", "b", "c"], "tags": ["B-PER", "M-PER", "L-PER"]}]
+    with pytest.raises(DataError, match=r"no one scheme|不属于同一种方案"):
+        its.measure(mixed, [[_sure(its, each)] for each in mixed], seed=0)
+
+
 def _sure(its: Tagging, each: dict[str, Any]) -> Any:
     """Scores that leave no doubt about the row's own tags."""
     [sequence] = its.encode(0, each, with_targets=True).sequences

@@ -1,7 +1,8 @@
 """Several models that answer as one: the mean of what each of them finds (Hansen & Salamon 1990).
 
 In: references to models of one task. Out: an `Ensemble`, which `evaluate` and `predict` ask as they ask one model. The
-means are those of a row's scores (probabilities, numbers), so that the models need not share a tokenizer or a shape.
+means are those of a row's scores (probabilities, numbers, cosines), so that the models need not share a tokenizer or a
+shape. What they are is the task's to say (`pooled`, `mean`); answers in words, and spans, have none.
 """
 
 from __future__ import annotations
@@ -10,13 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wenmo.device import DType
 from wenmo.errors import DataError, ModelError, say
 from wenmo.loaded import Answered, Loaded, decoded, load
 from wenmo.modeldir import Opened
-from wenmo.tasks import Task, TextTask
+from wenmo.tasks import Joint, Task
 
 
 def load_all(references: Sequence[str], *, dtype: DType = "fp32", threads: int | None = None) -> Answering:
@@ -53,15 +52,16 @@ class Ensemble:
         return first
 
     def _tasks(self, name: str | None) -> list[Any]:
-        found: list[Any] = []  # each a TextTask, and a Task
+        found: list[Any] = []  # each a Task with `pooled` and `mean`
         for each in self.loaded:
             task = each.task(name)
-            if not isinstance(task, TextTask):
+            if not all(hasattr(part, "mean") for part in (task.parts.values() if isinstance(task, Joint) else [task])):
                 raise ModelError(
                     say(f"the answers of {task.name} have no mean", f"{task.name} 的答案没有平均值可言"),
                     where=each.reference,
-                    mend=say("ensembles are for classes, labels and numbers of a text; or average the weights: "
-                             "wenmo average", "集成只用于文本的类别、标签与数值；或平均权重：wenmo average"))
+                    mend=say("ensembles are for classes, labels, numbers, tags and similarity; or average the "
+                             "weights: wenmo average",
+                             "集成用于类别、标签、数值、序列标注与相似度；或平均权重：wenmo average"))
             if found and _meaning(task) != _meaning(found[0]):
                 raise ModelError(
                     say("the models answer different questions: their tasks, columns or labels differ",
@@ -75,9 +75,10 @@ class Ensemble:
     def outputs_and_cuts(self, rows: Sequence[Mapping[str, Any]], task: Task, *,
                          with_targets: bool = False) -> tuple[list[list[Any]], list[int]]:
         """As of one model; the tokens cut are those of the model that reads least of a row."""
+        tasks = self._tasks(None if isinstance(task, Joint) and len(task.parts) > 1 else task.name)
         of_each = [(own, each.outputs_and_cuts(rows, own, with_targets=with_targets))
-                   for own, each in zip(self._tasks(task.name), self.loaded, strict=True)]
-        outputs = [_mean([own.pooled(found[row]) for own, (found, _) in of_each]) for row in range(len(rows))]
+                   for own, each in zip(tasks, self.loaded, strict=True)]
+        outputs = [tasks[0].mean([own.pooled(found[row]) for own, (found, _) in of_each]) for row in range(len(rows))]
         return outputs, [max(cuts[row] for _, (_, cuts) in of_each) for row in range(len(rows))]
 
     def answers(self, rows: Sequence[Mapping[str, Any] | str | DataError], task: str | None = None,
@@ -91,7 +92,7 @@ class Ensemble:
             if len(good) < len(found):
                 result.append(next(each for each in found if isinstance(each, DataError)))
                 continue
-            outputs = _mean([own.pooled(each.outputs) for own, each in zip(tasks, good, strict=True)])
+            outputs = tasks[0].mean([own.pooled(each.outputs) for own, each in zip(tasks, good, strict=True)])
             result.append(decoded(tasks[0], Answered(good[0].row, outputs, max(each.cut_tokens for each in good))))
         return result
 
@@ -101,9 +102,8 @@ Answering = Loaded | Ensemble
 
 def _meaning(task: Any) -> tuple[Any, ...]:
     """What must be alike for two tasks' outputs to be of one kind."""
-    return task.name, task.settings.columns, dict(task.heads), getattr(task.settings, "labels", None)
-
-
-def _mean(found: Sequence[Any]) -> list[Any]:
-    """One output in place of the models' own."""
-    return [np.mean(np.stack(found), axis=0)]
+    if isinstance(task, Joint):
+        return tuple((name, *_meaning(part)) for name, part in task.parts.items())
+    settings = task.settings
+    own = [getattr(settings, name, None) for name in ("labels", "target", "rows", "units")]
+    return task.name, settings.columns, dict(task.heads), *own

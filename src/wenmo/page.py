@@ -203,7 +203,9 @@ def _scores(report: Report) -> Element:
         ))
     line = (report.model, report.task, report.data, say(f"{report.n:,} rows", f"{report.n:,} 行"),
             say(f"seed {report.seed}", f"种子 {report.seed}"))
-    return element("div", element("dl", *cards), element("p", " · ".join(line), class_="source"), class_="scores")
+    remarks = [_text("p", remark, class_="source") for remark in report.remarks()]
+    return element("div", element("dl", *cards), element("p", " · ".join(line), class_="source"), *remarks,
+                   class_="scores")
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[Cell]], note: str) -> Element:

@@ -6,7 +6,7 @@ No score leaves the house in another way, so that none leaves without n, seed an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,8 +51,9 @@ class Report:
         """For the terminal; below the metrics, the F1 of each class with its number of rows."""
         table = Table(
             title=Text(f"{self.model} · {self.task} · {self.data}"),
-            caption=Text(say(f"{self.n:,} rows, seed {self.seed}; brackets are 95% intervals",
-                             f"{self.n:,} 行，种子 {self.seed}；方括号为 95% 区间") + self._cut() + self._how()),
+            caption=Text("\n".join([say(f"{self.n:,} rows, seed {self.seed}; brackets are 95% intervals",
+                                        f"{self.n:,} 行，种子 {self.seed}；方括号为 95% 区间"), *self.remarks(),
+                                    *self._how()])),
             box=SIMPLE_HEAD,
         )
         table.add_column(say("metric", "指标"))
@@ -61,27 +62,43 @@ class Report:
         for name, estimate in self.metrics.items():
             value, low, high = estimate.texts()
             arrow = " ↓" if lower_is_better(name) else ""
-            table.add_row(Text(metric_name(name) + arrow), Text(value, "bold"), Text(f"[{low}, {high}]"), f"{self.n:,}")
+            table.add_row(Text(metric_name(name) + arrow), Text(value, "bold"), Text(f"[{low}, {high}]"),
+                          f"{self._rows_of(name):,}")
         table.add_section()
-        for row in self.details.get("per_class", ()):
+        for label, row in self._classes():
             value, low, high = row["f1"].texts()
-            table.add_row(Text(f"F1 · {row['label']}"), value, Text(f"[{low}, {high}]"), f"{row['support']:,}")
+            table.add_row(Text(f"F1 · {label}"), value, Text(f"[{low}, {high}]"), f"{row['support']:,}")
         return table
 
+    def remarks(self) -> Iterator[str]:
+        """What the scores do not tell: rows that were left out, not read to their end, put right, or not answered."""
+        for part in self._parts():
+            yield from _remarks(self.details[part] if part else self.details)
 
-    def _cut(self) -> str:
-        """What was not read, where something was not."""
-        cut = self.details.get("truncated")
-        return "" if cut is None else say(
-            f"\n{cut['rows']:,} rows were too long: {cut['tokens']:,} tokens were not read",
-            f"\n{cut['rows']:,} 行过长：有 {cut['tokens']:,} 个词元未读入")
-
-    def _how(self) -> str:
+    def _how(self) -> Iterator[str]:
         """By which rules texts were compared, where they were."""
         rules = dict(self.details.get("signatures", {}))
         if "similarity_model" in self.details:
             rules[say("similarity", "相似度")] = str(self.details["similarity_model"])
-        return "".join(f"\n{name}: {rule}" for name, rule in rules.items())
+        if "rules" in self.details:
+            rules[say("answers", "答案")] = say(f"by the rules of {self.details['rules']}",
+                                              f"按 {self.details['rules']} 的规则")
+        return (f"{name}: {rule}" for name, rule in rules.items())
+
+    def _parts(self) -> list[str]:
+        """The names of the tasks, where the model has several; "" stands for the whole."""
+        return ["", *(name for name, each in self.details.items() if isinstance(each, Mapping) and "n" in each)]
+
+    def _rows_of(self, metric: str) -> int:
+        """Of several tasks each has rows of its own."""
+        part = self.details.get(metric.partition(".")[0])
+        return int(part["n"]) if isinstance(part, Mapping) and "n" in part else self.n
+
+    def _classes(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """(label, its scores) of every class, with the name of the task before it where there are several."""
+        for part in self._parts():
+            for row in (self.details[part] if part else self.details).get("per_class", ()):
+                yield f"{part} · {row['label']}" if part else str(row["label"]), row
 
     def _repr_html_(self) -> str:
         """In a notebook: the table of the terminal."""
@@ -89,14 +106,14 @@ class Report:
         for name, estimate in self.metrics.items():
             value, low, high = estimate.texts()
             rows.append((metric_name(name) + (" ↓" if lower_is_better(name) else ""), value, f"[{low}, {high}]",
-                         f"{self.n:,}"))
-        for row in self.details.get("per_class", ()):
+                         f"{self._rows_of(name):,}"))
+        for label, row in self._classes():
             value, low, high = row["f1"].texts()
-            rows.append((f"F1 · {row['label']}", value, f"[{low}, {high}]", f"{row['support']:,}"))
+            rows.append((f"F1 · {label}", value, f"[{low}, {high}]", f"{row['support']:,}"))
         header = (say("metric", "指标"), say("value", "数值"), say("95% interval", "95% 区间"), say("rows", "行数"))
         return fragment(table(f"{self.model} · {self.task} · {self.data}", header, rows),
-                        note(say(f"{self.n:,} rows, seed {self.seed}", f"{self.n:,} 行，种子 {self.seed}")
-                             + self._cut() + self._how()))
+                        note("\n".join([say(f"{self.n:,} rows, seed {self.seed}", f"{self.n:,} 行，种子 {self.seed}"),
+                                        *self.remarks(), *self._how()])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +143,9 @@ class Comparison:
             title=Text(f"{self.a.task} · {self.a.data}"),
             caption=Text(f"A: {self.a.model}\nB: {self.b.model}\n" + say(
                 f"{self.a.n:,} rows, seed {self.a.seed}; brackets are 95% intervals by paired bootstrap",
-                f"{self.a.n:,} 行，种子 {self.a.seed}；方括号为配对自助法的 95% 区间")), box=SIMPLE_HEAD)
+                f"{self.a.n:,} 行，种子 {self.a.seed}；方括号为配对自助法的 95% 区间")
+                + "".join(f"\n{name}: {remark}" for name, each in (("A", self.a), ("B", self.b))
+                          for remark in each.remarks())), box=SIMPLE_HEAD)
         table.add_column(say("metric", "指标"))
         for heading in ("A", "B", "A − B", ""):
             table.add_column(heading, justify="right", no_wrap=True)
@@ -145,6 +164,21 @@ class Comparison:
         return [verdict(self.a.model, self.b.model, name, found)[1] for name, found in self.differences.items()]
 
 
+def _remarks(details: Mapping[str, Any]) -> Iterator[str]:
+    cut, repaired, empty = (details.get(name) for name in ("truncated", "repaired", "empty_outputs"))
+    for reason, count in details.get("skipped", {}).items():
+        yield say(f"{count:,} rows left out: {reason}", f"略去 {count:,} 行：{reason}")
+    if cut:
+        yield say(f"{cut['rows']:,} rows were too long: {cut['tokens']:,} tokens were not read",
+                  f"{cut['rows']:,} 行过长：有 {cut['tokens']:,} 个词元未读入")
+    if repaired:
+        yield say(f"{repaired['tags']:,} tags in {repaired['rows']:,} rows broke the rules of their scheme, and were "
+                  "read as they are meant",
+                  f"{repaired['rows']:,} 行中有 {repaired['tags']:,} 个标签不合方案，按其本意读取")
+    if empty:
+        yield say(f"{empty:,} outputs are empty", f"{empty:,} 个输出为空")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Estimate):
         return value.as_dict()
@@ -156,7 +190,11 @@ def _plain(value: Any) -> Any:
 # Said aloud -------------------------------------------------------------------------------------------
 
 def metric_name(name: str) -> str:
-    """What people call a metric; a name that is not known here is its own."""
+    """What people call a metric; a name that is not known here is its own. `intent.accuracy` is that of a task among
+    several."""
+    part, _, own = name.rpartition(".")
+    if part:
+        return f"{part} · {metric_name(own)}"
     of_texts = {"bleu": "BLEU", "chrf": "chrF", "rouge1": "ROUGE-1", "rouge2": "ROUGE-2", "rougeL": "ROUGE-L"}
     return {
         "accuracy": say("accuracy", "准确率"),
@@ -187,6 +225,10 @@ def metric_name(name: str) -> str:
         "masked_accuracy": say("masked accuracy", "遮盖词准确率"),
         "target_accuracy": say("right tokens of targets", "目标词元准确率"),
         "macro_f1": say("macro F1", "宏平均 F1"),
+        "micro_f1": say("F1 over all labels", "微平均 F1"),
+        "lrap": say("label ranking: average precision", "标签排序平均精确率"),
+        "subset_accuracy": say("rows with exactly their labels", "标签完全一致率"),
+        "rmse": say("root of the mean squared error", "均方根误差"),
         "precision": say("precision", "精确率"), "recall": say("recall", "召回率"), "f1": "F1",
         "token_accuracy": say("right tags", "标签准确率"),
         "exact": say("rows all right", "整行全对率"),

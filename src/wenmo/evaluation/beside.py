@@ -61,9 +61,9 @@ def baseline_of(task: Task) -> Baseline:
         return Baseline(say("the source or its first sentence", "原文或其首句"), main_metric(task), beside_sources)
     raise UsageError(
         say(f"there is no simple baseline for {task.name}", f"{task.name} 没有简单基线"), where="--baseline",
-        mend=say("take it out; texts and pairs in classes, graded pairs, causal language models and span questions "
-                 "have one",
-                 "请去掉它；文本与文本对的分类、打分的文本对、因果语言模型与抽取式问答才有"))
+        mend=say("take it out; texts and pairs in classes, graded pairs, tags, span questions, texts from texts and "
+                 "causal language models have one",
+                 "请去掉它；文本与文本对的分类、打分的文本对、序列标注、抽取式问答、文本生成文本与因果语言模型才有"))
 
 
 def beside(report: Report, task: Task, rows: Rows, answers: Rows, train: Rows) -> Report:

@@ -5,6 +5,7 @@ In: texts. Out: a vector for each, or for each of its tokens; made as the model'
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -20,6 +21,16 @@ from wenmo.objectives import hidden_of
 from wenmo.tasks import Lengths
 from wenmo.tasks.vectors import text_ids
 
+_log = logging.getLogger(__name__)
+
+
+def say_cut(cut_tokens: Sequence[int]) -> None:
+    """A warning where texts were longer than the model reads. `cut_tokens`: of each text."""
+    if any(cut_tokens):
+        number, total = sum(map(bool, cut_tokens)), sum(cut_tokens)
+        _log.warning(say(f"{number:,} of {len(cut_tokens):,} texts were too long: {total:,} tokens were not read",
+                         f"{len(cut_tokens):,} 段文本中有 {number:,} 段过长：有 {total:,} 个词元未读入"))
+
 
 class Vectors(Held):
     """The verbs that give vectors."""
@@ -27,20 +38,23 @@ class Vectors(Held):
     def embed(self, texts: Sequence[str], *, normalise: bool | None = None, prompt: str | None = None) -> np.ndarray:
         """[number of texts, D] in fp32, pooled as the model's folder says, else the mean of the last hidden states; of
         length one unless the folder says otherwise (`normalise` wins). `prompt`: the name of one that the model has
-        (`query`, `document`), to stand before each text. Longer texts are cut at the model's length.
+        (`query`, `document`), to stand before each text. Longer texts are cut at the model's length, aloud.
         """
-        return self.vectors(self.texts_to_embed(texts, prompt), normalise)
+        read = self.texts_to_embed(texts, prompt)
+        say_cut([int(text.values["cut_tokens"]) for text in read])
+        return self.vectors(read, normalise)
 
     def texts_to_embed(self, texts: Sequence[str], prompt: str | None = None) -> list[Tokens]:
-        """Texts as `vectors` reads them; calls no model."""
+        """Texts as `vectors` reads them; calls no model. values["cut_tokens"] is how many tokens of each did not fit.
+        """
         how = embedding_files.of_card(self.opened.card)
         before, longest = self._prompt(prompt, how), self.opened.max_tokens or 512
         lengths = Lengths(max_tokens=min(longest, int(how.get("max_tokens") or 512)))
         encoded = []
         for number, text in enumerate(texts):
             text = text if self.normalize is None else self.normalize(text)
-            ids, _ = text_ids(self.tokenizer, text, before, lengths, number)
-            encoded.append(Tokens(number, {"ids": np.asarray(ids)}))
+            ids, cut_tokens = text_ids(self.tokenizer, text, before, lengths, number)
+            encoded.append(Tokens(number, {"ids": np.asarray(ids)}, {"cut_tokens": cut_tokens}))
         return encoded
 
     def vectors(self, texts: Sequence[Tokens], normalise: bool | None = None) -> np.ndarray:
@@ -68,13 +82,15 @@ class Vectors(Held):
     def token_states(self, texts: Sequence[str], layer: int | None = None) -> list[tuple[list[int], np.ndarray]]:
         """For each text the ids of its own tokens, and a vector for each: (ids, [T, D] in fp32). They are those after
         the last layer, or after that `layer`, counted from 1. Control tokens are read but not given; longer texts are
-        cut."""
+        cut, aloud."""
         if getattr(self.model.config, "is_encoder_decoder", False):
             raise ModelError(
                 say("an encoder–decoder has no states of a text alone", "编码器–解码器没有单独一段文本的隐状态"),
                 where=self.reference, mend=say("name an encoder such as a BERT", "请指定编码器，如 BERT"))
         room = (self.opened.max_tokens or 512) - self.tokenizer.num_wrapping(False)
-        ids = [self.tokenizer.encode(text if self.normalize is None else self.normalize(text))[:room] for text in texts]
+        whole = [self.tokenizer.encode(text if self.normalize is None else self.normalize(text)) for text in texts]
+        say_cut([max(0, len(ids) - room) for ids in whole])
+        ids = [each[:room] for each in whole]
         encoded = [[Tokens(number, {"ids": np.asarray(self.tokenizer.wrap(own)[0])})] if own else []
                    for number, own in enumerate(ids)]
         seen: dict[str, torch.Tensor] = {}

@@ -7,7 +7,7 @@ paired difference of two of them. A task gives its metrics in this form beside t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,11 @@ Statistic = Callable[[Ints], Floats]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class RowMean:
-    """The mean of one number a row: accuracy, exact match, absolute error."""
+    """The mean of one number a row: accuracy, exact match, absolute error. `groups`: of rows that fall together, such
+    as questions about one text; they are then drawn together."""
 
     values: Floats
+    groups: tuple[Hashable, ...] | None = None
 
     def __call__(self, rows_RB: Ints) -> Floats:
         return np.asarray(self.values[rows_RB].mean(axis=1))
@@ -33,8 +35,8 @@ class RowMean:
         return bool(np.isin(self.values, (0.0, 1.0)).all())
 
 
-def row_mean(values: ArrayLike) -> RowMean:
-    return RowMean(np.asarray(values, np.float64))
+def row_mean(values: ArrayLike, groups: Sequence[Hashable] | None = None) -> RowMean:
+    return RowMean(np.asarray(values, np.float64), None if groups is None else tuple(groups))
 
 
 def row_ratio(above: ArrayLike, below: ArrayLike) -> Statistic:
@@ -70,9 +72,15 @@ def row_macro_f1(labels: ArrayLike, predictions: ArrayLike, num_classes: int) ->
 def difference(a: Statistic, b: Statistic, n: int, seed: int) -> Estimate:
     """a − b on the same n rows, with the interval of the paired bootstrap (Koehn 2004): both are asked every drawing.
 
-    Where rows are simply right or wrong it is `paired_bootstrap`, which is right for few rows too; elsewhere the
-    percentiles are stretched to the width of Student's interval (Hesterberg 2015). One row tells nothing.
+    Rows that fall together (`RowMean.groups`) are drawn together. Where rows are simply right or wrong it is
+    `paired_bootstrap`, which is right for few rows too; elsewhere the percentiles are stretched to the width of
+    Student's interval (Hesterberg 2015). One row tells nothing, and no more do several of one group.
     """
+    if isinstance(a, RowMean) and isinstance(b, RowMean) and a.groups and len(set(a.groups)) < n:
+        place: dict[Hashable, int] = {}
+        group_B = np.array([place.setdefault(group, len(place)) for group in a.groups])
+        of_a, of_b = (row_ratio(np.bincount(group_B, each.values), np.bincount(group_B)) for each in (a, b))
+        return difference(of_a, of_b, len(place), seed)
     if isinstance(a, RowMean) and isinstance(b, RowMean) and a.right_or_wrong and b.right_or_wrong:
         return paired_bootstrap(a.values, b.values, seed)
     if n == 1:

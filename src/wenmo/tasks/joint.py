@@ -289,6 +289,15 @@ class Joint:
                 found[place][name] = output
         return found
 
+    def pooled(self, outputs: list[Any]) -> dict[str, Any]:
+        """Of each part that reads the row what its own `pooled` gives."""
+        parts: Mapping[str, Any] = self.parts
+        return {name: part.pooled(own) for name, part in parts.items() if (own := _own(name, outputs))}
+
+    def mean(self, found: list[dict[str, Any]]) -> list[Any]:
+        parts: Mapping[str, Any] = self.parts
+        return [{name: parts[name].mean([each[name] for each in found])[0] for name in found[0]}]
+
     def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
         """The parts' answers in one; under their names where two say something under the same key."""
         answers = {name: part.decode(self.row_of(name, row), own) for name, part in self.parts.items()
@@ -330,6 +339,7 @@ class Joint:
         whole = [all(each) for each in right.values() if len(each) == num_decided]
         if whole and num_decided > 1:
             metrics["exact"] = wilson(sum(whole), len(whole))
+            details["exact"] = {"n": len(whole)}
         return Measured(len(rows), metrics, details, statistics)
 
     def cards(self) -> dict[str, dict[str, Any]]:

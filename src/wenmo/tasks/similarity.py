@@ -194,6 +194,15 @@ class Similarity:
         sides = [text_vectors(model, batch.roles[side], self.settings.pooling) for side in (FIRST, SECOND)]
         return list(torch.stack(sides, dim=1).cpu().numpy())
 
+    def pooled(self, outputs: list[Any]) -> np.ndarray:
+        """The two vectors of a row, [2, D]."""
+        [vectors_2D] = outputs
+        return np.asarray(vectors_2D)
+
+    def mean(self, found: list[np.ndarray]) -> list[Any]:
+        """Of several models' vectors, which may differ in width: laid end to end, their cosine is the mean cosine."""
+        return [np.concatenate(found, axis=1) / math.sqrt(len(found))]
+
     def decode(self, row: Mapping[str, Any], outputs: list[Any]) -> dict[str, Any]:
         """{"score"}, and {"label"} where there is a threshold."""
         [cosine] = _cosines([outputs])

@@ -282,7 +282,8 @@ class SpanQA:
             silent = sum(not text for text, texts in zip(given, accepted, strict=True) if not texts)
             metrics["no_answer_accuracy"] = wilson(silent, len(rows) - len(answerable))
         details = {"rules": self.settings.metric, "contexts": len(set(contexts)), "answerable": len(answerable)}
-        return Measured(len(rows), metrics, details, {"exact_match": row_mean(matches), "f1": row_mean(f1)})
+        return Measured(len(rows), metrics, details, {"exact_match": row_mean(matches, contexts),
+                                                      "f1": row_mean(f1, contexts)})
 
     def _scores(self, text: str, accepted: list[str]) -> tuple[float, float]:
         assert self.settings.metric != "auto", "not fitted"

@@ -245,11 +245,24 @@ class Tagging:
         return [Scores(int(at), part.numpy(), learned)
                 for at, part in zip(flat.values["first"].tolist(), answered, strict=True)]
 
+    def pooled(self, outputs: list[Scores]) -> Scores:
+        """The scores of all words of a sentence, from its windows."""
+        windows = sorted(outputs, key=lambda window: window.first)
+        return Scores(0, np.concatenate([window.scores for window in windows]), windows[0].learned)
+
+    def mean(self, found: list[Scores]) -> list[Scores]:
+        """Of several models: the mean probability of each tag; of CRFs the mean of all their scores."""
+        if found[0].learned is None:
+            scores_UC = np.logaddexp.reduce([each.scores for each in found]) - np.float32(np.log(len(found)))
+            return [Scores(0, scores_UC, None)]
+        learned = Rules(*(np.mean([getattr(each.learned, name) for each in found], axis=0)
+                          for name in ("transitions", "start", "end")))
+        return [Scores(0, np.mean([each.scores for each in found], axis=0), learned)]
+
     def _tags(self, outputs: list[Scores]) -> list[str]:
         """The best tags of a sentence, from its windows."""
-        windows = sorted(outputs, key=lambda window: window.first)
-        scores_UC = np.concatenate([window.scores for window in windows])
-        learned = windows[0].learned
+        whole = self.pooled(outputs)
+        scores_UC, learned = whole.scores, whole.learned
         if learned is None and self.settings.own_scheme is None:
             best = scores_UC.argmax(1).tolist()
         else:
@@ -299,7 +312,7 @@ class Tagging:
         if self.settings.own_scheme is not None:
             report = span_report(*self._spans(rows, found), seed)
             metrics = {**report["metrics"], **metrics}
-            details, statistics = report["details"], {**report["statistics"], **statistics}
+            details, statistics = {**report["details"], **self._repaired(rows)}, {**report["statistics"], **statistics}
         else:
             wanted, given = ([self.labels[tag] for tags in part for tag in tags] for part in (true, found))
             confusion = confusion_matrix(wanted, given, len(self.labels))
@@ -319,14 +332,27 @@ class Tagging:
             answers.append([Entity(*sentence.shown(entity), entity.type) for entity in schemes.entities_of(tags)])
         return true, answers
 
+    def _repaired(self, rows: list[Mapping[str, Any]]) -> dict[str, Any]:
+        """How many of the rows' own tags break the rules of the scheme that they are written in. DataError for letters
+        of two schemes."""
+        if self.settings.target != "entities" or self.settings.rows == "text":
+            return {}
+        repairs = _repairs([[str(tag) for tag in row["tags"]] for row in rows])[1]
+        return {"repaired": {"rows": sum(map(bool, repairs)), "tags": sum(repairs)}} if any(repairs) else {}
+
     def card(self) -> dict[str, Any]:
         return {**self.settings.model_dump(mode="json"), "lengths": self.lengths.model_dump(mode="json")}
 
 
 def _say_repairs(sentences: list[list[str]]) -> None:
     """In which scheme the training rows are written, and how often they break its rules."""
-    scheme = schemes.scheme_of(sentences)
-    repairs = [schemes.num_repairs(tags, scheme) for tags in sentences]
+    scheme, repairs = _repairs(sentences)
     broken = sum(count > 0 for count in repairs)
     _log.info(say(f"the tags are in the scheme {scheme}; {sum(repairs):,} repaired in {broken:,} sentences",
                   f"标签采用 {scheme} 方案；在 {broken:,} 个句子中修复了 {sum(repairs):,} 处"))
+
+
+def _repairs(sentences: list[list[str]]) -> tuple[schemes.Scheme, list[int]]:
+    """The scheme that the sentences are written in, and how many tags of each break its rules."""
+    scheme = schemes.scheme_of(sentences)
+    return scheme, [schemes.num_repairs(tags, scheme) for tags in sentences]

@@ -85,6 +85,10 @@ class TextTask(Generic[S]):
             return outputs[0]
         return (np.mean if self.lengths.pool == "mean" else np.max)(np.stack(outputs), axis=0)
 
+    def mean(self, found: list[Any]) -> list[Any]:
+        """The outputs of several models for one row (`pooled`, each by its own task) → those of all as one."""
+        return [np.mean(np.stack(found), axis=0)]
+
     def encode(self, number: int, row: Mapping[str, Any], *, with_targets: bool) -> Encoded:
         texts = [str(row[column]) for column in self.settings.columns]
         parts = [self.tokenizer.encode(text) for text in texts]
