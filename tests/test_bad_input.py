@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,9 +19,11 @@ import yaml
 import small_data
 from command import Command, wenmo
 from small_data import recipe, write_csv
-from wenmo import files
+from wenmo import faults, files
+from wenmo.errors import NumericsError
 from wenmo.files import sha256_file
 from wenmo.stages.library import train
+from wenmo.stages.train import running
 
 __all__ = ["wenmo"]  # the fixture
 
@@ -73,7 +76,7 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
     "unknown key of an adapter": (["model={from: gpt, lora: {rnk: 4}}"], 2, "unknown key `model.lora.rnk`", ".yaml",
                                   "did you mean `rank`?"),
     "unknown key beside a tokenizer": (["tokenizer.trian={}"], 2, "unknown key `tokenizer.trian`", ".yaml", "`train`?"),
-    "wrong type": (["train.steps=many"], 2, "`train.steps` (`many`)", ".yaml", "correct it in the recipe"),
+    "wrong type": (["train.steps=many"], 2, "`train.steps` (`many`)", ".yaml", "correct it in the file"),
     "several faults": (["seed=x", "train.stepz=3", "data.max_token=4"], 2,
                        "`seed` (`x`): a whole number is wanted", ".yaml", "`max_tokens`? did you mean `steps`?"),
     "not an override": (["train.steps"], 2, "not an override: train.steps", "", "write key.key=value"),
@@ -109,7 +112,8 @@ RECIPES: dict[str, tuple[list[str], int, str, str, str]] = {
                                    "no training row is left", "data.train", "other rows"),
     "a metric that is not measured": ([BEST + "acuracy}"], 2, "there is no metric `acuracy` here", "train.best.metric",
                                       "choose one of: accuracy, ece, loss, macro_f1"),
-    "a device that is nowhere": (["train.device=gpu"], 2, "`train.device` (`gpu`)", ".yaml", "correct it"),
+    "a device that is nowhere": (["train.device=gpu"], 2, "`train.device` (`gpu`): wanted is auto, cpu, cuda, or",
+                                 ".yaml", "correct it"),
     "a warm-up beyond the end": (["train.schedule.warmup=99"], 2, "the warm-up takes 99 steps, the whole run has 4",
                                  "train.schedule.warmup", "6%"),
 }
@@ -132,6 +136,14 @@ def test_a_wrong_recipe(wenmo: Command, tmp_path: Path, name: str) -> None:
         assert "unknown key `data.max_token`" in result.err
     if name in ("a metric that is not measured", "a label that is nowhere", "one class"):
         assert wenmo(*command).code == 0
+
+
+def test_no_user_is_shown_a_pattern() -> None:
+    """Each that a setting or a request must match has words of its own."""
+    sources = [path.read_text(encoding="utf-8") for path in Path(files.__file__).parent.rglob("*.py")]
+    assert {name for source in sources for name in re.findall(r"\bpattern=([^,)]+)", source)} == {"DEVICE", "NAME"}
+    for pattern in (faults.DEVICE, faults.NAME):
+        assert "^" not in faults.in_words({"type": "string_pattern_mismatch", "ctx": {"pattern": pattern}})
 
 
 def test_a_head_that_the_model_has_not(wenmo: Command, tmp_path: Path) -> None:
@@ -275,6 +287,35 @@ def test_a_damaged_checkpoint(wenmo: Command, tmp_path: Path) -> None:
     shutil.rmtree(newest)
     assert wenmo(*command).code == 0
     assert sha256_file(tmp_path / "run" / "model" / "model.safetensors") == weights
+
+
+def test_a_faulty_recipe_leaves_nothing(wenmo: Command, tmp_path: Path) -> None:
+    command = ("train", "classification.yaml", "--data-root", "data", "--out", tmp_path / "run")
+    assert wenmo(*command, "task.labels=[positive, bad]").code == 2
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("fault", "code"), [(NumericsError("the loss is NaN"), 1), (KeyboardInterrupt(), 130)])
+def test_a_run_without_weights_does_not_stand_in_the_way(
+    wenmo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, code: int
+) -> None:
+    """What was begun and came to no checkpoint gives way to the recipe put right; what has one does not."""
+    command = ("train", "classification.yaml", "--data-root", "data", "--out", tmp_path / "run")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise fault
+
+    with monkeypatch.context() as patched:
+        patched.setattr(running, "steps", failing)
+        assert wenmo(*command, "tokenizer.train.vocab_size=150").code == code
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "run.json" in left
+    assert not left & {".lock", ".lock.pid"}
+    assert wenmo(*command).code == 0
+    assert "vocab_size: 400" in (tmp_path / "run" / "recipe.yaml").read_text()
+    card = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
+    assert card["vocab_size"] > 150  # nor is the tokenizer of before still there
+    assert "seed: 0 → 5" in wenmo(*command, "seed=5").err
 
 
 # Disks ------------------------------------------------------------------------------------------------

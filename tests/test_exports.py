@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import wenmo
 
@@ -29,6 +30,21 @@ def test_help_loads_no_torch() -> None:
             "print([m for m in ('torch', 'numpy', 'pydantic') if m in sys.modules], file=sys.stderr)")
     result = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True)
     assert result.stderr.strip() == "[]"
+
+
+def test_verbs_about_text_load_no_torch(tmp_path: Path) -> None:
+    """A tokenizer, and a file divided in parts, are there before torch would be."""
+    text, tokenizer = tmp_path / "a.txt", tmp_path / "tok"
+    text.write_text("".join(f"春天来了，第{i}天。\n" for i in range(60)), encoding="utf-8")
+    commands = [["tokenizer", "train", str(text), "--vocab-size", "300", "--out", str(tokenizer)],
+                ["tokenizer", "show", str(tokenizer), "-t", "春天"],
+                ["tokenizer", "compare", str(text), "--vocab-size", "300"],
+                ["split", str(text), "a=5", "b", "--columns", "text=text", "--out", str(tmp_path / "parts")]]
+    code = (f"import sys, wenmo.cli\nfor command in {commands!r}:\n    sys.argv = ['wenmo', *command]\n"
+            "    try: wenmo.cli.main()\n    except SystemExit as ended: assert not ended.code, command\n"
+            "print('torch' in sys.modules)")
+    printed = subprocess.check_output([sys.executable, "-c", code], text=True)
+    assert printed.splitlines()[-1] == "False"
 
 
 def test_the_verbs() -> None:

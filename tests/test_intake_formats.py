@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reading import REVIEW, TRADITIONAL, per_example, put, read, texts, zstd_compress
+from wenmo.data.given import open_given
 from wenmo.errors import DataError, RecipeError
-from wenmo.stages.prepare import open_given
 from wenmo.text.encoding import detect
 
 TAGGED = {"required": ("tokens", "tags"), "optional": ()}

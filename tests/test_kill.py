@@ -99,7 +99,7 @@ class Trial:
         files = {f"model/{path.name}": path for path in (self.run / "model").iterdir()}
         files["optimizer"] = newest / checkpoint.TENSORS
         left = sorted(str(path.relative_to(self.run)) for path in self.run.rglob("*")
-                      if "tensorboard" not in path.parts and path.name != ".lock")
+                      if "tensorboard" not in path.parts)
         return {"log": log, "left": left} | {name: sha256_file(path) for name, path in files.items()}
 
 

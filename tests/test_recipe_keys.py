@@ -367,6 +367,7 @@ ELSEWHERE = {
     "GenerationSettings.no_repeat_ngram_size", "GenerationSettings.max_new_tokens",  # the same: test_text_to_text.py
     "ChatSettings.max_new_tokens",  # of the answers of `predict`: test_chat_task.py
     "TrainSettings.checkpoint_activations",  # the same weights in less memory: test_checkpointing.py
+    "TrainSettings.compile",  # the same losses from compiled layers: test_compiled.py
     "TrainSettings.parallel", "ParallelSettings.type",  # among several processes: test_processes.py
     # That the keys of the kinds of rope act, test_parity.py says.
     "Linear", "Dynamic", "Yarn", "LongRope", "Llama3",

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from wenmo.errors import RecipeError, say
-from wenmo.faults import in_words
+from wenmo.faults import in_words, of_reading
 
 S = TypeVar("S", bound="Settings")
 
@@ -113,26 +113,22 @@ def parse_yaml(text: str, where: str) -> Any:
         ) from error
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file."""
+def read_yaml(path: Path, kind: str = "") -> dict[str, Any]:
+    """The mapping in a YAML file: a recipe, or what `kind` calls it."""
+    kind, example = (kind, say("docs/serving.md has an example", "docs/serving.md 里有示例")) if kind else (
+        say("recipe", "配方"), say("`recipes/` has examples", "`recipes/` 里有示例"))
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
-        raise RecipeError(
-            say("no such recipe", "找不到配方文件"), where=str(path),
-            mend=say("check the path; `recipes/` has examples", "检查路径；`recipes/` 里有示例"),
-        ) from error
+        raise RecipeError(say(f"no such {kind}", f"找不到{kind}"), where=str(path),
+                          mend=say(f"check the path; {example}", f"请检查路径；{example}")) from error
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(
-            say(f"cannot read the recipe: {error}", f"无法读取配方：{error}"), where=str(path),
-            mend=say("a recipe is a UTF-8 text file", "配方应为 UTF-8 文本文件"),
-        ) from error
+        raise RecipeError(say(f"cannot read the {kind}: {of_reading(error)}", f"无法读取{kind}：{of_reading(error)}"),
+                          where=str(path), mend=say("give a UTF-8 text file", "请给出 UTF-8 文本文件")) from error
     data = parse_yaml(text, str(path))
     if not isinstance(data, dict):
-        raise RecipeError(
-            say("a recipe is a mapping of keys to values", "配方应是“键: 值”的映射"), where=str(path),
-            mend=say("start from one in `recipes/`", "可从 `recipes/` 里的示例开始"),
-        )
+        raise RecipeError(say(f"a {kind} is a mapping of keys to values", f"{kind}应是“键: 值”的映射"),
+                          where=str(path), mend=example)
     return data
 
 
@@ -230,8 +226,8 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str, context: Mapping[st
                 message = in_words(fault)
                 shown = "" if isinstance(fault["input"], (dict, list)) else f" (`{fault['input']}`)"
                 faults.append(f"`{path}`{shown}: {message}" if path else message)
-        mend = " ".join(dict.fromkeys(mends)) or say("correct it in the recipe or on the command line",
-                                                      "请在配方或命令行中改正")
+        mend = " ".join(dict.fromkeys(mends)) or say("correct it in the file or on the command line",
+                                                      "请在文件或命令行中改正")
         raise RecipeError("; ".join(faults), where=where, mend=mend) from error
 
 

@@ -18,6 +18,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from wenmo.errors import RunLocked, StorageError, say
+from wenmo.faults import of_reading
 
 
 @contextlib.contextmanager
@@ -38,11 +39,13 @@ def storage_errors(path: Path) -> Iterator[None]:
             errno.EIO: say("the disk reports a fault: check it, and write elsewhere",
                            "磁盘报告故障：请检查，并换一处写入"),
             errno.ENOTDIR: say("a file stands where a folder is needed", "此处需要文件夹，却是一个文件"),
+            errno.EISDIR: say("a folder stands where a file is needed", "此处需要文件，却是一个文件夹"),
+            errno.ENOENT: say("choose a folder where one can be made", "请选择可以新建内容的文件夹"),
         }
         if error.errno not in mends:
             raise
         raise StorageError(
-            say(f"cannot write: {error.strerror}", f"无法写入：{error.strerror}"),
+            say(f"cannot write: {of_reading(error)}", f"无法写入：{of_reading(error)}"),
             where=str(path), mend=mends[error.errno],
         ) from error
 
@@ -145,8 +148,12 @@ def sha256_file(path: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds `folder/.lock`; a second process is refused with the first one's pid. Ends with the process."""
+    """Holds `folder/.lock`; a second process is refused with the first one's pid. Ends with the process.
+
+    Nothing of it stays: the lock file goes, and so does the folder where it was made here and nothing came into it.
+    """
     with storage_errors(folder):
+        is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         holder = folder / ".lock.pid"
@@ -164,7 +171,12 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         holder.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # held while its name goes: who waits for it by then starts over (filelock)
+            (folder / ".lock").unlink()
         lock.release()
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

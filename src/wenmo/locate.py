@@ -58,6 +58,12 @@ def locate(reference: str, weights: bool = True) -> Path:
                  "请指定含有 config.json 和 model.safetensors 的目录"))
 
 
+def locate_tokenizer(reference: str) -> Path:
+    """The folder of a tokenizer alone, or of the model that a reference names, whose weights are not asked for."""
+    path = Path(reference).expanduser()
+    return path if (path / "tokenizer.json").exists() else locate(reference, weights=False)
+
+
 def is_adapter(path: Path) -> bool:
     """Whether a model's folder holds an adapter alone: matrices to be added to those of another model."""
     return (path / ADAPTER_CONFIG).exists() and not (path / "model.safetensors").exists()

@@ -15,6 +15,7 @@ from wenmo.config import Count, Settings, apply_overrides, free, parse, read_yam
 from wenmo.data.augmentation import AugmentSettings
 from wenmo.device import DType
 from wenmo.errors import RecipeError, say
+from wenmo.faults import DEVICE
 from wenmo.models import CRF_KIND, AnyConfig, CustomHeads, architecture
 from wenmo.models.lora import LoraSettings
 from wenmo.tasks import CustomTasks, JointSettings, Lengths, TaskSettings, TextSettings, known_tasks
@@ -136,14 +137,16 @@ class DataSettings(Lengths):
 
 class TrainSettings(LoopSettings, RegulariserSettings):
     """`batch_tokens`: of one optimizer step, cut into `accumulation` micro-batches. `evaluate_every` and `save_every`
-    are steps; left out, a tenth of the run. `samples`: prompts to be continued at each evaluation.
+    are steps; left out, a tenth of the run. `samples`: at each evaluation prompts are continued (causal_lm), questions
+    answered (chat), sources turned into targets (text_to_text).
 
     `ema`: the decay of a moving average of the weights, which is then what is validated and kept. `layer_decay`: each
     layer's rate in shares of that of the layer above. `l2_sp`: how strongly the weights of a trained model
     decay towards what they were; `weight_decay` is then for new heads alone. `checkpoint_activations`: each layer is
     computed a second time in the backward instead of being remembered: the same weights to the last bit, in less memory
-    and more time (nn/block.py). On resume the length and the schedule may
-    change as long as no step that is done would have had another rate (`schedule.refuse_other_past`).
+    and more time (nn/block.py). `compile`: layers run code that torch.compile makes of them, which takes about half a
+    minute at the start and a C++ compiler (nn/compiled.py). On resume the length and the schedule may change as long as
+    no step that is done would have had another rate (`schedule.refuse_other_past`).
     """
 
     epochs: float | None = free(None, gt=0, allow_inf_nan=False)
@@ -158,9 +161,10 @@ class TrainSettings(LoopSettings, RegulariserSettings):
     l2_sp: float = Field(0.0, ge=0, allow_inf_nan=False)
     ema: float | None = Field(None, gt=0, lt=1)
     checkpoint_activations: bool = free(False)
+    compile: bool = False
     parallel: ParallelSettings = free(ParallelSettings())
     dtype: DType = "auto"
-    device: str = free("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = free("auto", pattern=DEVICE)
     threads: int | None = free(None, gt=0)
     best: BestSettings | None = None
     evaluate_every: Count | None = Field(None, gt=0)
@@ -259,8 +263,13 @@ class Recipe(Settings):
                               f"train.{name} 需要用于选择的数据：请设置 data.choose.carve")
         if self.train.l2_sp and not isinstance(self.model, FromModel):
             yield useless("train.l2_sp", "a new model has no weights to stay near", "新模型没有可供靠近的已有权重")
-        if self.train.samples and self.task.type != "causal_lm":
-            yield say("train.samples needs a causal_lm task", "train.samples 只适用于 causal_lm 任务")
+        if self.train.compile and (self.train.checkpoint_activations or (
+                isinstance(self.model, FromModel) and self.model.lora is not None)):
+            yield say("train.compile goes neither with train.checkpoint_activations nor with model.lora: leave one out",
+                      "train.compile 不能与 train.checkpoint_activations 或 model.lora 同时使用：请去掉其一")
+        if self.train.samples and self.task.type not in ("causal_lm", "chat", "text_to_text"):
+            yield say("train.samples needs a task that writes: causal_lm, chat or text_to_text",
+                      "train.samples 只适用于会写文本的任务：causal_lm、chat 或 text_to_text")
         reads_texts = isinstance(self.task, (TextSettings, TextToTextSettings, ChatSettings, SimilaritySettings))
         if self.data.too_long != "head" and not (reads_texts or texts_in(self.task)):
             yield useless("data.too_long", "long documents are cut into pieces and all are learned from",

@@ -26,12 +26,13 @@ from wenmo import __version__
 from wenmo.cli import answers, measuring, models, text_out, tokenizers, training
 from wenmo.cli.output import follows
 from wenmo.errors import CheckpointError, NumericsError, StorageError, UsageError, WenmoError, say
+from wenmo.faults import of_reading
 
 # What a misspelt option raises. typer brings a click of its own, and which one it is depends on its version.
 _BadCommandLine: Any = typer.BadParameter.__mro__[1]
 _IN_CHINESE = (  # what typer says of a command line, and how Chinese says it
-    (r"No such option: (\S+)", r"没有选项 \1"), (r"No such command '([^']+)'\.?", r"没有命令 \1。"),
-    (r"Missing (?:argument|option) '(.+?)'\.?", r"缺少参数 \1"),
+    (r"No such option: (\S+)", r"没有选项 \1"), (r"No such command '([^']+)'\.? ?", r"没有命令 \1。"),
+    (r"Missing (?:argument|option) '([^']+)'(?: / '[^']+')?\.?", r"缺少参数 \1"),
     (r"Got unexpected extra argument(?:s|\(s\))? \((.+)\)", r"多出的参数：\1"),
     (r"Invalid value for '(.+?)': ", r"\1 的值不合适："),
     (r"Option '(.+?)' requires an argument\.?", r"选项 \1 后须有值"),
@@ -87,7 +88,8 @@ def main() -> None:
         if error.filename is None:
             raise
         _fail(StorageError(
-            say(f"cannot read or write: {error.strerror}", f"无法读写：{error.strerror}"), where=str(error.filename),
+            say(f"cannot read or write: {of_reading(error)}", f"无法读写：{of_reading(error)}"),
+            where=str(error.filename),
             mend=say("check that the path exists, and that you may read and write there",
                      "请检查路径是否存在，以及是否有读写权限")))
     sys.exit(code if isinstance(code, int) else 0)

@@ -143,7 +143,8 @@ def serve(
     from wenmo.config import apply_overrides, read_yaml
     from wenmo.stages.serve import serve as run
 
-    given: dict[str, Any] = apply_overrides({} if settings is None else read_yaml(settings), changes or [])
+    given: dict[str, Any] = apply_overrides(
+        {} if settings is None else read_yaml(settings, say("settings file", "设置文件")), changes or [])
     flags = {"host": host, "port": port, "keys": None if keys is None else str(keys)}
     given |= {name: value for name, value in flags.items() if value is not None}
     code = run(models, given, format=None if format is None else format_of(format), threads=threads)

@@ -74,6 +74,12 @@ def tokenizer_show(
     encoding: Annotated[str | None, ENCODING] = None,
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
+    from wenmo.stages.tokenizer import in_files_of_its_own
     from wenmo.stages.tokenizer import show as run
 
-    print_facts(run(tokenizer, text, data or [], source_of(columns, None, encoding)), as_json)
+    found = in_files_of_its_own(tokenizer)
+    if found is None:
+        from wenmo.modeldir import open_tokenizer
+
+        found = open_tokenizer(tokenizer)
+    print_facts(run(tokenizer, found, text, data or [], source_of(columns, None, encoding)), as_json)

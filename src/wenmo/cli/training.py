@@ -15,6 +15,10 @@ from wenmo.cli.output import print_json
 from wenmo.errors import UsageError, say
 
 app = typer.Typer()
+_RECIPE = typer.Argument(help=say("a YAML recipe", "YAML 配方"))
+_OVERRIDES = typer.Argument(metavar="[KEY=VALUE]...", help=say("laid over the recipe", "覆盖配方中的值"))
+_DATA_ROOT = typer.Option(envvar="WENMO_DATA_ROOT", help=say("where the recipe's data paths begin",
+                                                             "配方中数据路径的起点"))
 
 
 @app.command(help=example("Raw text → model → answers, on real text.", "从原始文本到模型到答案，用真实文本演示。",
@@ -39,13 +43,11 @@ def demo(
     "wenmo train recipes/sentiment.yaml data.choose='{folds: 5}' --out runs/folds",
     "wenmo train recipes/sentiment.yaml --sweep lr=1e-4,3e-4 --sweep seed=0,1,2 --out runs/sweep"))
 def train(
-    recipe: Annotated[Path, typer.Argument(help=say("a YAML recipe", "YAML 配方"))],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
-                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    recipe: Annotated[Path, _RECIPE],
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
     *,
     out: Annotated[Path, typer.Option(help=say("the run's folder", "训练目录"))],
-    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
-        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    data_root: Annotated[Path, _DATA_ROOT] = Path("."),
     sweep: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE,VALUE", help=say(
         "a run in OUT for each value; with several --sweep for each combination",
         "为每个值在 OUT 中各训练一次；多个 --sweep 则为每种组合"))] = None,
@@ -99,9 +101,8 @@ def _sweep(recipe: Path, overrides: list[str], sweeps: list[str], by: str | None
     "wenmo plan recipes/tiny-gpt.yaml --data-root demo-out/data",
     "wenmo plan --suggest --task classification --rows 20000 --minutes 60"))
 def plan(
-    recipe: Annotated[Path | None, typer.Argument(help=say("a YAML recipe", "YAML 配方"))] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
-                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    recipe: Annotated[Path | None, _RECIPE] = None,
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
     *,
     suggest: Annotated[bool, typer.Option("--suggest", help=say(
         "which model to begin with: for the recipe's task and rows, or for --task and --rows",
@@ -117,8 +118,7 @@ def plan(
                                                               "配合 --suggest：另一台机器的核心数"))] = None,
     memory_gib: Annotated[float | None, typer.Option(min=0.1, help=say("with --suggest: of another machine",
                                                                        "配合 --suggest：另一台机器的内存"))] = None,
-    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
-        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    data_root: Annotated[Path, _DATA_ROOT] = Path("."),
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     given = {"--task": task, "--rows": rows, "--language": language, "--minutes": minutes, "--cores": cores,
@@ -169,9 +169,8 @@ def plan(
     "测试配方的模型与数据能承受的学习率：逐步增大学习率，直到损失发散。",
     "wenmo find-lr recipes/tiny-gpt.yaml --out lr.html"))
 def find_lr(
-    recipe: Annotated[Path, typer.Argument(help=say("a YAML recipe", "YAML 配方"))],
-    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...",
-                                                          help=say("laid over the recipe", "覆盖配方中的值"))] = None,
+    recipe: Annotated[Path, _RECIPE],
+    overrides: Annotated[list[str] | None, _OVERRIDES] = None,
     *,
     steps: Annotated[int, typer.Option(min=10, help=say("from the lowest rate to the highest",
                                                         "从最低到最高学习率的步数"))] = 100,
@@ -179,8 +178,7 @@ def find_lr(
     high: Annotated[float, typer.Option(help=say("the highest rate", "最高学习率"))] = 10.0,
     out: Annotated[Path | None, typer.Option(help=say("write the curve as .html or .json",
                                                       "把曲线写成 .html 或 .json"))] = None,
-    data_root: Annotated[Path, typer.Option(envvar="WENMO_DATA_ROOT", help=say(
-        "where the recipe's data paths begin", "配方中数据路径的起点"))] = Path("."),
+    data_root: Annotated[Path, _DATA_ROOT] = Path("."),
     as_json: Annotated[bool, JSON] = False,
 ) -> None:
     from wenmo.recipe import read_recipe

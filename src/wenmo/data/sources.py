@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
 
-from wenmo.device import key
 from wenmo.errors import DataError, say
 from wenmo.files import sha256, sha256_file
+from wenmo.seeds import key
 from wenmo.text.archive import reading, stored
 from wenmo.text.intake import Counts, Quarantine, Row, Source, SourceSettings, open_source, read_rows
 
@@ -67,18 +67,24 @@ def stream_rows(
         count.check()
 
 
+def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantine: Path | None) -> list[SourceRows]:
+    """`stream_rows` into lists. `quarantine` is the JSONL file for bad rows; without it they are only counted."""
+    counts = [Counts() for _ in sources]
+    rows: list[list[Row]] = [[] for _ in sources]
+    aside = Quarantine(quarantine) if quarantine is not None and sources else None
+    for number, row in stream_rows(sources, counts, unique_by, aside):
+        rows[number].append(row)
+    return [SourceRows(source, found, count, "") for source, found, count in zip(sources, rows, counts, strict=True)]
+
+
 def read_sources(
     sources: Sequence[SourceSettings], root: Path,
     required: tuple[str, ...] = ("text",), optional: tuple[str, ...] = ("label",),
     unique_by: tuple[str, ...] = ("text",), quarantine: Path | None = None,
 ) -> list[SourceRows]:  # fmt: skip
-    """`stream_rows` into lists. `quarantine` is the JSONL file for bad rows; without it they are only counted."""
-    opened = open_sources(sources, root, required, optional)
-    counts = [Counts() for _ in opened]
-    rows: list[list[Row]] = [[] for _ in opened]
-    for number, row in stream_rows(opened, counts, unique_by, Quarantine(quarantine) if quarantine else None):
-        rows[number].append(row)
-    return [SourceRows(*parts, fingerprint(parts[0])) for parts in zip(opened, rows, counts, strict=True)]
+    """Opened, read, and with the hash of their files."""
+    found = read_opened(open_sources(sources, root, required, optional), unique_by, quarantine)
+    return [replace(rows, sha256=fingerprint(rows.source)) for rows in found]
 
 
 def fingerprint(source: Source) -> str:
@@ -94,19 +100,18 @@ def fingerprint(source: Source) -> str:
 # Held-out rows ----------------------------------------------------------------------------------------
 
 
-def carve(rows: Sequence[Row], number: int, seed: int) -> tuple[list[Row], list[Row]]:
+def carve(rows: Sequence[Row], number: int, seed: int, where: str = "") -> tuple[list[Row], list[Row]]:
     """(the rest, `number` rows held out), both in the order of `rows`.
 
     A row's lot depends on the seed and its own content alone: the same rows are drawn in whatever order they
     come, and rows added later push out few. Carve after duplicates are dropped: equal rows share a lot.
-    DataError where nothing would be left.
+    DataError where nothing would be left; `where` the number stands.
     """
     if number >= len(rows):
         raise DataError(
             say(f"cannot hold out {number:,} of {len(rows):,} rows", f"无法从 {len(rows):,} 行中留出 {number:,} 行"),
-            where=f"carve: {number}", mend=say("hold out fewer rows, or name a file of its own for choosing",
-                                               "请减少留出的行数，或为选择另设一个文件"),
-        )
+            where=where or f"carve: {number}", mend=say("hold out fewer rows, or name a file of its own for them",
+                                                        "请减少留出的行数，或为其另设一个文件"))
     lots = [key(seed, "carve", _digest(row, sorted(row.values)).hex()) for row in rows]
     drawn = set(sorted(range(len(rows)), key=lots.__getitem__)[:number])
     return ([row for i, row in enumerate(rows) if i not in drawn], [row for i, row in enumerate(rows) if i in drawn])

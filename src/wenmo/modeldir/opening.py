@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from wenmo.config import parse
 from wenmo.errors import ModelError, RecipeError, say
-from wenmo.locate import is_adapter, locate
+from wenmo.locate import is_adapter, locate, locate_tokenizer
 from wenmo.modeldir.adapted import merge
 from wenmo.modeldir.files import Files, read, read_adapter
 from wenmo.modeldir.names import HEADS, LABELLED, OUTPUTS, PUT_ON, QUANTIZATION, QUANTIZED_BY, our_names
@@ -78,8 +78,9 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
 
 
 def open_tokenizer(reference: str) -> Tokenizer:
-    """The tokenizer of a model alone, without reading its weights (but for a .gguf, which is one file)."""
-    path = locate(reference, weights=False)
+    """A tokenizer that lies alone, or that of a model, without reading its weights (but for a .gguf, which is one
+    file)."""
+    path = locate_tokenizer(reference)
     if path.suffix == ".gguf":
         return from_gguf(gguf.read_fields(path))
     if is_adapter(path) and not has_tokenizer(path):

@@ -77,7 +77,7 @@ def _refuse_other(first: Opened, other: Opened, name: str, other_name: str) -> N
         say("tokenizer", "分词器"): [] if tokenizers[0] == tokenizers[1] else ["tokenizer.json"],
         say("tasks", "任务"): _differences(first.card.get("tasks", {}), other.card.get("tasks", {})),
     }
-    faults = [f"{what}: {', '.join(names)}" for what, names in differing.items() if names]
+    faults = [f"{what}{say(': ', '：')}{', '.join(names)}" for what, names in differing.items() if names]
     if faults:
         raise ModelError(
             say("these models cannot be averaged: they differ in ", "这些模型不能平均，差别在于：") + "; ".join(faults),

@@ -1,7 +1,7 @@
 """`wenmo compress`: a model → the same in 8 or 4 bits, with what that costs measured on texts held out.
 
 The measure is the task's own, before in fp32 and after as the engine computes it: with activations in 8 bits for int8,
-in bf16 for int4. What was measured stands in the new folder's wenmo.json, and so does what it was made from.
+in 16 for int4. What was measured stands in the new folder's wenmo.json, and so does what it was made from.
 """
 
 from __future__ import annotations
@@ -22,21 +22,23 @@ from wenmo.compress import CompressSettings
 from wenmo.compress import compress as in_few_bits
 from wenmo.config import parse
 from wenmo.data.examples import Rows
+from wenmo.data.given import rows_of
 from wenmo.data.loader import evaluation_batches
 from wenmo.data.sequence import Sequence as Tokens
 from wenmo.data.sequence import examples_of
 from wenmo.device import numpy_rng
+from wenmo.engine.native import threads_for
 from wenmo.engine.packed import pack
 from wenmo.errors import DataError, say
 from wenmo.evaluation import evaluate
 from wenmo.files import sha256
 from wenmo.loaded import BATCH_TOKENS, Asked, Loaded, load
 from wenmo.metrics import lower_is_better
-from wenmo.modeldir import mark_quantized, save_model, weights_sha256
-from wenmo.nn.quantized import GROUP
+from wenmo.modeldir import CARD, mark_quantized, save_model, weights_sha256
+from wenmo.nn.levels import GROUP
 from wenmo.objectives import hidden_of
-from wenmo.stages.merge import refuse_other_things
-from wenmo.stages.prepare import columns_in, rows_of, values_of
+from wenmo.stages.out_folder import refuse_other_things
+from wenmo.stages.prepare import columns_in, values_of
 from wenmo.tasks import Task
 
 _log = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ def compress(reference: str, out: Path, settings: Mapping[str, Any], *, calibrat
     calibrated on. UsageError where a method has no texts to calibrate on; DataError for a file without enough rows.
     """
     chosen_settings = parse(CompressSettings, settings, "compress")
-    refuse_other_things(out)
+    refuse_other_things(out, CARD, "config.json")
     loaded = load(reference, device="cpu", threads=threads)
     chosen, opened = loaded.task(task), loaded.opened
     learn, rows = _rows(loaded, chosen, calibration, held_out, source or {}, chosen_settings.seed)
@@ -160,7 +162,7 @@ def _runs(loaded: Loaded, sequences: list[list[Tokens]]) -> Callable[[], None]:
 def _as_served(loaded: Loaded, format: Any) -> Loaded:
     """A copy that computes as the engine does."""
     served = Loaded(replace(loaded.opened, model=copy.deepcopy(loaded.model)), loaded.on, loaded.reference)
-    pack(served.model, format)
+    pack(served.model, format, threads_for(served.model, "auto"))
     return served
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from wenmo.data.sources import carve
+from wenmo.data.sources import carve, read_opened
 from wenmo.errors import MissingExtra, say
 from wenmo.evaluation.baseline import linear_baseline
 from wenmo.files import read_jsonl, sha256_file, write_atomic, write_json, write_jsonl
@@ -30,7 +30,6 @@ from wenmo.report import Report
 from wenmo.stages.demo_page import page
 from wenmo.stages.demo_serve import needs_client, serve_and_ask
 from wenmo.stages.evaluate import evaluate
-from wenmo.stages.prepare import read_opened
 from wenmo.stages.train import train
 from wenmo.text.source import SourceSettings, open_source
 

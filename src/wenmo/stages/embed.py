@@ -20,8 +20,10 @@ from wenmo.embedding_files import of_card
 from wenmo.errors import DataError, ModelError, UsageError, say
 from wenmo.files import storage_errors
 from wenmo.loaded import Loaded, load
+from wenmo.loaded.vectors import say_cut
 from wenmo.modeldir import weights_sha256
 from wenmo.retrieve.index import ABOUT, Floats, Index, build, nearest, vectors_file
+from wenmo.stages.out_folder import refuse_other_things
 from wenmo.stages.predict import rows_to_answer
 
 _log = logging.getLogger(__name__)
@@ -82,6 +84,8 @@ def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str 
         raise UsageError(say("a search can keep an index, a folder, and no single file",
                              "检索时 --out 应为保存索引的文件夹，不能是单个文件"), where=f"--out {out}",
                          mend=f"--out {out.with_suffix('.index')}")
+    if out is not None and _is_folder(out):
+        refuse_other_things(out, ABOUT)
     if file == query_file == "-":
         raise UsageError(say("texts and queries cannot both come from stdin", "文本与查询不能都来自标准输入"),
                          where="--query-file -", mend=say("put one of them into a file", "请把其中之一存成文件"))
@@ -116,10 +120,14 @@ Piece = list[tuple[Floats, Row] | DataError]
 def _pieces(loaded: Loaded, file: str, source: Row, prompt: str | None, normalise: bool | None) -> Iterator[Piece]:
     """A few hundred rows at a time, each with its vector; errors in the places of rows that have none."""
     rows, at_once = rows_to_answer(file, ("text",), source, loaded.opened.card.get("source", {}))
+    cut_tokens: list[int] = []
     while some := list(islice(rows, at_once)):
         good = [row for row in some if not isinstance(row, DataError)]
-        vectors = iter(loaded.embed([str(row["text"]) for row in good], prompt=prompt, normalise=normalise))
+        texts = loaded.texts_to_embed([str(row["text"]) for row in good], prompt)
+        cut_tokens += [int(text.values["cut_tokens"]) for text in texts]
+        vectors = iter(loaded.vectors(texts, normalise))
         yield [row if isinstance(row, DataError) else (next(vectors), row) for row in some]
+    say_cut(cut_tokens)
 
 
 def _without_faults(pieces: Iterator[Piece], *, skip: bool) -> Iterator[tuple[Floats, list[Row]]]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from wenmo.data.given import rows_of
 from wenmo.device import DType
 from wenmo.ensemble import Answering, load_all
 from wenmo.errors import DataError, StorageError, UsageError, say
@@ -20,7 +21,7 @@ from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
 from wenmo.loaded import Loaded, load
 from wenmo.report import Comparison, Report, verdict
-from wenmo.stages.prepare import place_fault, rows_of, rows_to_measure, values_of
+from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
 from wenmo.tasks import Joint, Task
 from wenmo.tasks.task import TaskSettings
 from wenmo.tasks.text_to_text import references_of

@@ -19,6 +19,7 @@ from wenmo.config import parse
 from wenmo.engine import Engine, Event, FormatOrAuto, Handle, Request, chosen_format, shapes
 from wenmo.engine.shapes import Shape
 from wenmo.errors import DataError, UsageError, say
+from wenmo.faults import of_reading
 from wenmo.generate import Completion, Sampling
 from wenmo.loaded import Loaded, load
 
@@ -75,7 +76,8 @@ def shape_of(json_schema: Path | None, regex: str | None, choices: str | None) -
         except (OSError, ValueError, RecursionError) as error:
             if isinstance(error, DataError):
                 raise
-            raise DataError(say("cannot read the schema", "无法读取模式"), where=f"{json_schema}: {error}",
+            why = of_reading(error) if isinstance(error, OSError | UnicodeDecodeError) else str(error)
+            raise DataError(say(f"cannot read the schema: {why}", f"无法读取模式：{why}"), where=str(json_schema),
                             mend=say("give a JSON file", "请给出 JSON 文件")) from error
     if regex is not None:
         return shapes.regex(regex)

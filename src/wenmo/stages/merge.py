@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wenmo import golden
-from wenmo.errors import ModelError, UsageError, say
+from wenmo.errors import ModelError, say
 from wenmo.modeldir import CARD, Opened, merge, open_model, save_model
 from wenmo.models import CustomHeads
+from wenmo.stages.out_folder import refuse_other_things
 
 _log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def merge_into(reference: str, out: Path, heads: CustomHeads | None = None) -> d
         raise ModelError(say("this is no adapter: there is nothing to merge", "这不是适配器：没有可合并的内容"),
                          where=reference, mend=say("it is a whole model already, and can be used as it is",
                                                    "它已是完整的模型，可直接使用"))
-    refuse_other_things(out)
+    refuse_other_things(out, CARD, "config.json")
     base = opened.base
     before = _difference(opened, reference)
     merge(opened)
@@ -52,12 +53,3 @@ def _difference(opened: Opened, where: str) -> float | None:
     if not entries or opened.tokenizer is None:
         return None
     return golden.check(opened.model, opened.tokenizer, entries, where)
-
-
-def refuse_other_things(out: Path) -> None:
-    """UsageError unless the folder is new, empty, or holds a model alone, which is then replaced."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir() or not ((out / CARD).exists() and (out / "config.json").exists()):
-        raise UsageError(say("something else is there", "该处已有其他内容"), where=f"--out {out}",
-                         mend=say("give --out a new or an empty folder", "请让 --out 指向新的或空的文件夹"))

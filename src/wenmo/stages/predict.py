@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
+from wenmo.data.given import open_given
 from wenmo.device import DType
 from wenmo.ensemble import load_all
 from wenmo.errors import DataError, say
-from wenmo.stages.prepare import columns_in, open_given
+from wenmo.stages.prepare import columns_in
 from wenmo.tasks import JointSettings
 from wenmo.text.counts import Counts
 from wenmo.text.intake import Row, Source, read_all

@@ -9,7 +9,6 @@ from typing import Any
 from wenmo.config import parse
 from wenmo.engine import FormatOrAuto
 from wenmo.errors import UsageError, say
-from wenmo.locate import locate
 from wenmo.serve.app import create_app
 from wenmo.serve.models import Models
 from wenmo.serve.server import run
@@ -26,9 +25,8 @@ def serve(models: Sequence[str], settings: Mapping[str, Any], *, format: FormatO
     """
     chosen = parse(ServeSettings, settings, say("the server's settings", "服务设置"))
     references = named(models)
-    for reference in references.values():
-        locate(reference)  # a slip is told now, and not to the first who asks
     served = Models(references, chosen.models, chosen.engine, format, threads=threads)
+    served.refuse_too_large()  # as a slip in a name, it is told now, and not to the first who asks
     app = create_app(served, chosen, warm=list(references)[:1])
 
     def announce(url: str) -> None:

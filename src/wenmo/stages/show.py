@@ -73,10 +73,15 @@ class Shown:
             for name in (say("token", "词元"), "id", say("likeliest here", "此处最可能")):
                 tokens.add_column(name)
             for token in self.tokens:
-                likely = "  ".join(f"{word} {chance:.2f}" for word, chance in token.get("likely", []))
-                tokens.add_row(Text(repr(token["token"])[1:-1]), str(token["id"]), Text(likely))
+                likely = "  ".join(f"{_printed(word)} {chance:.2f}" for word, chance in token.get("likely", []))
+                tokens.add_row(Text(_printed(token["token"])), str(token["id"]), Text(likely))
             parts += [Text(""), tokens]
         return Group(*parts)
+
+
+def _printed(token: str) -> str:
+    """On one line: what no terminal shows (a line break) as Python writes it."""
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in token)
 
 
 def _named(name: str) -> str:

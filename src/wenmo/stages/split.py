@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wenmo.data.sources import SourceRows, carve, fingerprint
-from wenmo.device import key
+from wenmo.data.given import open_given
+from wenmo.data.sources import SourceRows, carve, fingerprint, read_opened
 from wenmo.errors import DataError, UsageError, say
 from wenmo.files import sha256_file, storage_errors, write_json, write_jsonl
-from wenmo.stages.prepare import open_given, read_opened
+from wenmo.seeds import key
 from wenmo.text.intake import Row
 from wenmo.text.source import STRINGS
 
@@ -81,7 +81,8 @@ def _divided(found: Sequence[SourceRows], numbers: Mapping[str, int], rest_name:
     made: dict[str, list[Row]] = {}
     for name, number in numbers.items():
         lot = key("split", seed, name)
-        rest, made[name] = carve(rest, number, lot) if group is None else _carve_groups(rest, number, lot, group)
+        rest, made[name] = (carve(rest, number, lot, f"{name}={number}") if group is None else
+                            _carve_groups(rest, number, lot, group))
     return {**made, rest_name: rest}
 
 

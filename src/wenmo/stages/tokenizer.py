@@ -11,14 +11,16 @@ from typing import Any
 
 from rich.table import Table
 
-from wenmo import device as machine
 from wenmo.config import parse
+from wenmo.data.given import rows_of
 from wenmo.errors import DataError, say
 from wenmo.files import storage_errors
-from wenmo.recipe import From
-from wenmo.stages.prepare import existing_tokenizer, rows_of
+from wenmo.locate import is_adapter, locate_tokenizer
+from wenmo.seeds import key
 from wenmo.text import tokenizer_statistics, tokenizer_training
 from wenmo.text.languages import language_shares
+from wenmo.text.tokenizer import Tokenizer
+from wenmo.text.tokenizer_files import has_tokenizer
 from wenmo.text.tokenizer_statistics import Fit
 from wenmo.text.tokenizer_training import TokenizerSettings
 
@@ -39,9 +41,16 @@ def train(data: Sequence[str], out: Path, settings: Mapping[str, Any], source: M
     return {"out": str(out), "vocab_size": tokenizer.vocab_size, **tokenizer_statistics.statistics(tokenizer, texts)}
 
 
-def show(reference: str, text: str | None, data: Sequence[str], source: Mapping[str, Any]) -> dict[str, Any]:
+def in_files_of_its_own(reference: str) -> Tokenizer | None:
+    """The tokenizer that a reference names, and None for one inside a .gguf, or that of an adapter's base: to read
+    those takes torch (modeldir.open_tokenizer)."""
+    path = locate_tokenizer(reference)
+    return Tokenizer.load(path) if has_tokenizer(path) or not (path.is_file() or is_adapter(path)) else None
+
+
+def show(reference: str, tokenizer: Tokenizer, text: str | None, data: Sequence[str],
+         source: Mapping[str, Any]) -> dict[str, Any]:
     """Its size and control tokens; the pieces of a text; characters per token on files."""
-    tokenizer = existing_tokenizer(From(**{"from": reference}))
     facts: dict[str, Any] = {"tokenizer": reference, "vocab_size": tokenizer.vocab_size,
                              "control": {role: tokenizer.token(id) for role, id in tokenizer.control.items()},
                              "sha256": tokenizer.sha256}
@@ -127,7 +136,7 @@ def _named(item: str) -> tuple[str, str]:
 
 
 def _drawn(text: str, seed: int) -> bool:
-    return machine.key(seed, "held out", text) % _HELD_OUT == 0
+    return key(seed, "held out", text) % _HELD_OUT == 0
 
 
 # Texts ------------------------------------------------------------------------------------------------

@@ -190,7 +190,8 @@ def _refuse(path: Path, offset: int, sample: bytes) -> str:
         say("the text is neither UTF-8 nor plausible GB18030 (GBK), Big5 or Western",
             "文本既不是 UTF-8，也不像 GB18030（GBK）、Big5 或西文编码"),
         where=say(f"{path}, byte offset {offset + start}: {shown}", f"{path}，字节偏移 {offset + start}：{shown}"),
-        mend=say("name it, `encoding: gb18030` (or utf-8, big5, utf-16-le, latin-1 …): rows that do not fit "
-                 "it are then quarantined",
-                 "请指明 `encoding: gb18030`（或 utf-8、big5、utf-16-le、latin-1 等）：此后不符合的行会被隔离"),
+        mend=say("name it, `encoding: gb18030` or --encoding gb18030 (utf-8, big5, utf-16-le, latin-1 …): rows that do "
+                 "not fit it are then quarantined",
+                 "请指明 `encoding: gb18030` 或 --encoding gb18030（utf-8、big5、utf-16-le、latin-1 等）："
+                 "此后不符合的行会被隔离"),
     )

@@ -118,4 +118,4 @@ def _check_applies(format: Format, settings: SourceSettings) -> None:
 
 def empty(path: Path) -> DataError:
     return DataError(say("there is not a single row in this file", "文件里一行数据都没有"), where=str(path),
-                     mend=say("remove it from `path`, or fetch it again", "请从 `path` 中去掉它，或重新获取"))
+                     mend=say("leave it out, or fetch it again", "请去掉它，或重新获取"))

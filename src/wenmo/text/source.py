@@ -160,13 +160,15 @@ def _files(pattern: str, root: Path) -> list[Path]:
     if direct.is_dir():
         raise DataError(
             say("this is a folder, not a file", "这是文件夹，不是文件"), where=str(direct),
-            mend=say(f"name its files: `path: {pattern.rstrip('/')}/*.txt`",
-                     f"请指明其中的文件：`path: {pattern.rstrip('/')}/*.txt`"),
+            mend=say(f"name its files, such as `{pattern.rstrip('/')}/*.txt`",
+                     f"请指明其中的文件，如 `{pattern.rstrip('/')}/*.txt`"),
         )
-    there = [path.name for path in direct.parent.iterdir()] if direct.parent.is_dir() else []
+    there = [path.name for path in direct.parent.iterdir() if near(direct.stem, [path.stem])] \
+        if direct.parent.is_dir() else []  # `.csv` alone makes no name like another
     raise DataError(
         say("no such file", "找不到文件"), where=str(direct),
-        mend=near(direct.name, there) or say("check the path and the data root", "请检查路径与数据根目录"),
+        mend=near(direct.name, there) or say("check the path; those of a recipe begin at --data-root",
+                                             "请检查路径；配方中的路径从 --data-root 开始"),
     )
 
 

@@ -3,9 +3,9 @@
 In: a Recipe, or a path on the command line. Out: rows with their counts (printed, and adding up), a tokenizer, a model
 on its device, the examples that training reads.
 
-    rows.py       sources → rows, without duplicates; the file and line of a faulty one
+    rows.py       rows to learn from and to choose by; the file and line of a faulty one
     corpus.py     a recipe's files → rows to learn from and to choose by, folds
-    given.py      a path on the command line → rows
+    given.py      a path on the command line → what a task reads of it
     facts.py      what a run notes of what it was made from: hashes, how the data was read
     model.py      recipe → tokenizer, task, model
     examples.py   rows → the mixed examples of all sources
@@ -14,11 +14,10 @@ on its device, the examples that training reads.
 from wenmo.stages.prepare.corpus import Corpus, open_joint
 from wenmo.stages.prepare.examples import examples_for, print_built
 from wenmo.stages.prepare.facts import head_facts, model_facts, normalization_card, run_facts, source_card
-from wenmo.stages.prepare.given import columns_in, open_given, rows_of, rows_to_measure
-from wenmo.stages.prepare.model import existing_tokenizer, model_for, refuse_misfit, start_of, task_for, tokenizer_for
-from wenmo.stages.prepare.rows import Rows, place_fault, placed, read_opened, values_of
+from wenmo.stages.prepare.given import columns_in, rows_to_measure
+from wenmo.stages.prepare.model import model_for, refuse_misfit, start_of, task_for, tokenizer_for
+from wenmo.stages.prepare.rows import Rows, place_fault, placed, values_of
 
-__all__ = ["Corpus", "Rows", "columns_in", "examples_for", "existing_tokenizer", "head_facts", "model_facts",
-           "model_for", "normalization_card", "open_given", "open_joint", "place_fault", "placed", "print_built",
-           "read_opened", "refuse_misfit", "rows_of", "rows_to_measure", "run_facts", "source_card", "start_of",
-           "task_for", "tokenizer_for", "values_of"]
+__all__ = ["Corpus", "Rows", "columns_in", "examples_for", "head_facts", "model_facts", "model_for",
+           "normalization_card", "open_joint", "place_fault", "placed", "print_built", "refuse_misfit",
+           "rows_to_measure", "run_facts", "source_card", "start_of", "task_for", "tokenizer_for", "values_of"]

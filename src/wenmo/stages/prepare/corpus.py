@@ -12,10 +12,19 @@ from dataclasses import replace
 from pathlib import Path
 
 from wenmo import device as machine
-from wenmo.data.sources import SourceRows, carve_sources, contents, fingerprint, fold_numbers, open_sources, without
+from wenmo.data.sources import (
+    SourceRows,
+    carve_sources,
+    contents,
+    fingerprint,
+    fold_numbers,
+    open_sources,
+    read_opened,
+    without,
+)
 from wenmo.errors import DataError, say
 from wenmo.recipe import Recipe
-from wenmo.stages.prepare.rows import Rows, read_opened
+from wenmo.stages.prepare.rows import Rows
 from wenmo.tasks import JointSettings
 from wenmo.text.intake import Row, Source
 from wenmo.text.source import SourceSettings

@@ -14,11 +14,11 @@ from typing import Any
 from wenmo import device as machine
 from wenmo.errors import RecipeError, say
 from wenmo.files import atomic_folder
-from wenmo.locate import locate
 from wenmo.modeldir import Opened, adapt, check_vocabulary, open_model, open_tokenizer
 from wenmo.models import CustomHeads, ModelConfig, create
 from wenmo.models.resize import with_vocabulary
 from wenmo.nn.block import checkpoint_activations
+from wenmo.nn.compiled import compile_blocks, refuse_without_compiler
 from wenmo.recipe import From, FromModel, Recipe, TrainTokenizer
 from wenmo.stages.prepare.rows import Rows, placed
 from wenmo.tasks import CustomTasks, Task, create_task
@@ -47,25 +47,22 @@ def tokenizer_for(recipe: Recipe, rows: Rows, folder: Path, known: Tokenizer | N
         _log.info(say(f"tokenizer trained: {tokenizer.vocab_size:,} tokens",
                       f"分词器已训练：{tokenizer.vocab_size:,} 个词元"))
         return tokenizer
-    return existing_tokenizer(recipe.tokenizer)
+    return open_tokenizer(recipe.tokenizer.reference)
 
 
 def refuse_misfit(recipe: Recipe, custom: CustomTasks | None = None) -> Tokenizer | None:
     """RecipeError for a tokenizer that there is already and that the task cannot use, before any row is read; None
-    where one is to be trained."""
+    where one is to be trained. UsageError for a C++ compiler that is wanted and absent."""
+    if recipe.train.compile:
+        refuse_without_compiler()
     if isinstance(recipe.model, FromModel):
         tokenizer = open_tokenizer(recipe.model.reference)
     elif isinstance(recipe.tokenizer, From):
-        tokenizer = existing_tokenizer(recipe.tokenizer)
+        tokenizer = open_tokenizer(recipe.tokenizer.reference)
     else:
         return None
     create_task(recipe.task, tokenizer, recipe.data.lengths, custom)
     return tokenizer
-
-
-def existing_tokenizer(reference: From) -> Tokenizer:
-    path = Path(reference.reference)
-    return Tokenizer.load(path if (path / "tokenizer.json").exists() else locate(reference.reference))
 
 
 def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows, custom: CustomTasks | None = None) -> Task:
@@ -80,6 +77,8 @@ def model_for(recipe: Recipe, task: Task, custom: CustomHeads | None = None) -> 
     opened = _opened_or_new(recipe, task, custom)
     if recipe.train.checkpoint_activations:
         checkpoint_activations(opened.model)
+    if recipe.train.compile:
+        compile_blocks(opened.model)
     return opened
 
 

@@ -1,7 +1,7 @@
-"""Rows: read from opened sources, and handed on one after the other.
+"""Rows: what is learned from and chosen by, handed on one after the other.
 
-In: sources (text/intake). Out: rows without duplicates, the rows to learn from and to choose by, and for a fault in one
-its file and line. It stands alone since recipes (corpus.py) and paths on a command line (given.py) both end in rows.
+In: rows (data/sources.py). Out: the rows to learn from and to choose by, and for a fault in one its file and line. It
+stands alone since recipes (corpus.py) and paths on a command line (given.py) both end in rows.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from wenmo.data.sources import SourceRows, stream_rows
+from wenmo.data.sources import SourceRows
 from wenmo.errors import DataError, say
 from wenmo.tasks import Task
-from wenmo.text.counts import Counts, Quarantine
-from wenmo.text.intake import Row, Source
+from wenmo.text.intake import Row
 from wenmo.text.messages import texts_of
 from wenmo.text.words import joined
 
@@ -45,16 +43,6 @@ class Rows:
                         yield from texts_of(value)
                     else:
                         yield joined([str(word) for word in value]) if column == "tokens" else str(value)
-
-
-def read_opened(sources: Sequence[Source], unique_by: tuple[str, ...], quarantine: Path | None) -> list[SourceRows]:
-    """The rows of opened sources, without duplicates among them."""
-    counts = [Counts() for _ in sources]
-    rows: list[list[Row]] = [[] for _ in sources]
-    aside = Quarantine(quarantine) if quarantine is not None and sources else None
-    for number, row in stream_rows(sources, counts, unique_by, aside):
-        rows[number].append(row)
-    return [SourceRows(source, found, count, "") for source, found, count in zip(sources, rows, counts, strict=True)]
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -27,9 +26,8 @@ from wenmo.stages.train.running import Running
 from wenmo.stages.train.trained import Trained
 from wenmo.tasks import CustomTasks
 from wenmo.tasks.chat import Chat
-from wenmo.training import checkpoint
 from wenmo.training.processes import Processes, joined, own_device
-from wenmo.training.run import RECIPE, RECORD, Run, Stopper
+from wenmo.training.run import RECORD, Run, Stopper
 
 _log = logging.getLogger(__name__)
 
@@ -91,9 +89,6 @@ def _begun_anew(run: Run) -> Iterator[None]:
     try:
         yield
     except (DataError, ModelError, RecipeError, TokenizerError):
-        if run.writes and not run.metrics.exists() and checkpoint.latest(run.checkpoints) is None:
-            for name in (RECIPE, RECORD):
-                (run.folder / name).unlink(missing_ok=True)
-            for name in ("tokenizer", "shards"):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
+        if run.writes and not run.metrics.exists() and not run.has_weights:
+            run.undo()
         raise

@@ -12,9 +12,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from wenmo.data.examples import Examples
+from wenmo.data.examples import Examples, Rows
 from wenmo.errors import say
-from wenmo.evaluation.validation import first_batch, validate
+from wenmo.evaluation.validation import first_batch, outputs_of, validate
 from wenmo.generate import Sampling, generate
 from wenmo.objectives import Objective
 from wenmo.stages import prepare
@@ -23,6 +23,8 @@ from wenmo.stages.train.weights import Weights
 from wenmo.training.best import Best, BestSettings
 
 _log = logging.getLogger(__name__)
+
+ASKED = {"chat": "messages", "text_to_text": "source"}  # tasks that answer in words: the column that a sample stands in
 
 
 class Choosing:
@@ -98,8 +100,17 @@ class Choosing:
 
 
 def _samples(ready: Ready) -> list[dict[str, str]]:
-    """What the model makes of the recipe's beginnings; the same draws each time."""
-    tokenizer, texts = ready.task.tokenizer, ready.recipe.train.samples
+    """What the model makes of the recipe's beginnings, the same draws each time; of questions or sources, its answers.
+    """
+    task, texts = ready.task, ready.recipe.train.samples
+    column = ASKED.get(ready.recipe.task.type)
+    if column is not None:
+        rows = [{column: [{"role": "user", "content": text}] if column == "messages" else text} for text in texts]
+        examples = Rows([task.encode(number, row, with_targets=False).sequences for number, row in enumerate(rows)])
+        found = outputs_of(ready.model, task, examples, len(rows), ready.on)
+        return [{"prompt": f"{text} → ", "text": str(task.decode(row, outputs)["output"])}
+                for text, row, outputs in zip(texts, rows, found, strict=True)]
+    tokenizer = task.tokenizer
     prompts = [[*ready.opened.card["document_start"], *tokenizer.encode(text)] for text in texts]
     sampling = Sampling(max_new_tokens=60, temperature=0.8, top_p=0.95, seed=ready.recipe.seed)
     ends = frozenset() if tokenizer.eos_id is None else frozenset({tokenizer.eos_id})

@@ -116,7 +116,7 @@ def refuse_in_parts(recipe: Recipe, objective: Objective) -> None:
               "train.optimizer.state_bits": getattr(settings.optimizer, "state_bits", 32) != 32,
               "train.adversarial": settings.adversarial > 0, "train.unfreeze": settings.unfreeze is not None,
               "task": objective.coupled is not None or isinstance(recipe.task, JointSettings),
-              "train.checkpoint_activations": settings.checkpoint_activations}
+              "train.checkpoint_activations": settings.checkpoint_activations, "train.compile": settings.compile}
     for where, found in faults.items():
         if found:
             raise sharded.refuse(where)
