@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wenmo.errors import DataError
@@ -69,6 +69,7 @@ def test_a_well_formed_sentence_takes_allowed_steps_alone(sentence: tuple[list[E
     assert all(may_follow(before, after, scheme) for before, after in steps)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # on a busy machine
 @given(st.data(), st.sampled_from(SCHEMES))
 def test_whatever_takes_allowed_steps_alone_is_well_formed(data: st.DataObject, scheme: str) -> None:
     tags: list[str] = []

@@ -53,10 +53,11 @@ def open_model(reference: str, *, heads: Mapping[str, int] | None = None, seed: 
     if changes:
         config = parse(cls.config_class, {**config.model_dump(), **changes}, "model.config")
     with _unsupported():
-        model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
+        lacks_some = heads is not None  # else all of it is in the files, or it is not opened
+        model = create(config, wanted, torch.Generator().manual_seed(seed), custom, initialised=lacks_some)
         if _output_differs(model, state):
             config = parse(type(config), {**config.model_dump(), "tie_word_embeddings": False}, str(path))
-            model = create(config, wanted, torch.Generator().manual_seed(seed), custom)
+            model = create(config, wanted, torch.Generator().manual_seed(seed), custom, initialised=lacks_some)
     opened = Opened(model, tokenizer, files.card, carried, files.generation, path)
     if heads is None and stored is None:
         quantized.put_back(model, state)

@@ -80,16 +80,18 @@ def architecture(model_type: str, where: str) -> Any:
 
 
 def create(config: ModelConfig, heads: Mapping[str, int], generator: torch.Generator,
-           custom: CustomHeads | None = None) -> nn.Module:
+           custom: CustomHeads | None = None, *, initialised: bool = True) -> nn.Module:
     """A freshly initialised model with these heads (kind → number of outputs), those in `custom` made by it; a kind of
-    the form `NAME:KIND` is the head of one of several tasks."""
+    the form `NAME:KIND` is the head of one of several tasks. `initialised` may be left out where every parameter is
+    about to be read from a file: drawing them takes longer than reading."""
     custom = custom or {}
     check_kinds(custom, heads)
     cls = architecture(config.model_type, "model.type")
     own = {kind: number for kind, number in heads.items() if kind not in {*custom, CRF_KIND} and not is_task_head(kind)}
     check_heads(cls, own)
     model: nn.Module = cls(config, own)
-    model.initialise(generator)  # type: ignore[operator]
+    if initialised:
+        model.initialise(generator)  # type: ignore[operator]
     put_on(model, heads, custom, generator)
     return model
 
