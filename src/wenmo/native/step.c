@@ -159,7 +159,8 @@ static void work_in_chunks(const Step *s, int thread) {
             for (int earlier = 0; number && earlier <= chunk; earlier++) pool_await(s->pool, s->done + earlier, (unsigned)layer);
             end_layer(s, layer - 1, row, number, &own);
         }
-        if (layer < m->num_layers) begin_layer(s, layer, from, to - from, &own);
+        if (layer == m->num_layers) continue;  // a chunk of which nobody asks anything is here before its keys are made
+        begin_layer(s, layer, from, to - from, &own);
         pool_advance(s->pool, s->done + chunk);
     }
     pool_barrier(s->pool);
