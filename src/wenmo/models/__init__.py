@@ -89,11 +89,12 @@ def create(config: ModelConfig, heads: Mapping[str, int], generator: torch.Gener
     cls = architecture(config.model_type, "model.type")
     own = {kind: number for kind, number in heads.items() if kind not in {*custom, CRF_KIND} and not is_task_head(kind)}
     check_heads(cls, own)
-    model: nn.Module = cls(config, own)
+    model: Any = cls(config, own)
     if initialised:
-        model.initialise(generator)  # type: ignore[operator]
+        model.initialise(generator)
     put_on(model, heads, custom, generator)
-    return model
+    whole: nn.Module = model
+    return whole
 
 
 def check_heads(cls: Any, heads: Mapping[str, int]) -> None:

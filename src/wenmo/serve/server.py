@@ -60,7 +60,7 @@ def background(app: Any, settings: ServeSettings, gate: Gate) -> Iterator[str]:
 class _Http(H11Protocol):
     """Closes a connection that does not bring the head of a request to its end: uvicorn would wait for ever."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvicorn's own narrowing
         super().connection_made(transport)
         self._until = self.loop.call_later(HEAD_SECONDS, transport.close)
 
