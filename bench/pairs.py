@@ -1,7 +1,8 @@
 """Pairs of texts behind docs/results.md, in parts that share neither a source nor a target.
 
 In: the sets of translations and summaries. Out: NAME/train.jsonl, choose.jsonl, report.jsonl with `source` and
-`target`; in the latter two a source that has several translations is one row with all of them.
+`target`; in the latter two a source that has several translations is one row with all of them. And
+pretended-titles.jsonl: texts made for titles of science that have none, since only 750 abstracts have a title.
 
     python -m bench.pairs ../shared/data figures
 """
@@ -11,17 +12,22 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import rjieba
+
 from wenmo.config import parse
-from wenmo.device import key
+from wenmo.device import key, numpy_rng
 from wenmo.files import sha256_file, write_jsonl
+from wenmo.stages.demo import newspaper
 from wenmo.text.normalize import NormalizeSettings, normalizer
 
 Pair = tuple[str, str]
 PARTS = ("choose", "report")
+VERSIONS, SHORTEST, MOST_CLAUSES, LOST = 4, 40, 16, 0.15  # of pretended texts; LOST: of the pieces of their titles
 # sha256 of the parts held out: a figure is comparable only where these are the rows.
 HASHES: dict[str, str] = {
     "csl-title/choose": "9ac100e7edcf838108d8b50cd5acbe09e04c9abf6ab0f507c54ae9994fac0eb2",
@@ -52,13 +58,37 @@ def prepare(data: Path, out: Path) -> None:
 
     titles = [tuple(line.split("\t")[1:3]) for line in _lines(data / "csl-title/dev.tsv.gz")]
     abstracts = [(abstract, title) for abstract, title in titles]
-    _write(out / "csl-title", _divided(abstracts, {"report": 200, "choose": 50}))
+    divided = _divided(abstracts, {"report": 200, "choose": 50})
+    _write(out / "csl-title", divided)
+    held_out = {title for part in PARTS for _, title in divided[part]}
+    others = [line.split("\t")[1] for line in _lines(data / "csl-category/train.tsv.gz")]
+    texts = [*(abstract for abstract, _ in divided["train"]), *newspaper()[0]]
+    write_jsonl(out / "pretended-titles.jsonl",
+                _pretended([title for title in others if title not in held_out], texts))
 
     summaries: dict[str, list[Pair]] = {}
     for part in ("train", "dev"):
         rows = [json.loads(line) for line in _lines(data / f"scitldr-a/{part}.jsonl.gz")]
         summaries[part] = [(" ".join(row["source"]), target) for row in rows for target in row["target"]]
     _write(out / "scitldr", _divided(summaries["train"], {"choose": 100}, known={"report": summaries["dev"]}))
+
+
+def _pretended(titles: list[str], texts: list[str]) -> Iterator[dict[str, str]]:
+    """Pairs that teach to gather a title out of a text: pieces of the title stand, once or twice each and some of them
+    not at all, before clauses of an abstract or newspaper that has nothing to do with it."""
+    texts = [text for text in texts if len(text) >= SHORTEST]
+    for number, title in enumerate(titles * VERSIONS):
+        rng = numpy_rng("pretended", number)
+        words, pieces = rjieba.cut(title), []
+        while words:
+            size = int(rng.integers(1, 4))
+            pieces.append("".join(words[:size]))
+            words = words[size:]
+        clauses = re.findall(r"[^，。；,;]+[，。；,;]?", texts[rng.integers(len(texts))])[:MOST_CLAUSES]
+        for piece in pieces:
+            for _ in range(int(rng.choice(3, p=[LOST, 0.5, 0.5 - LOST]))):
+                clauses.insert(int(rng.integers(len(clauses))), piece)
+        yield {"source": "".join(clauses), "target": title}
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,9 +1,10 @@
 """The questions behind docs/results.md: DRCD, CMRC 2018 and SubjQA in parts that share no article, review or product.
 
 In: the sets as they lie in ../shared/data, and OUT/people.txt. Out: OUT/{drcd,cmrc,subjqa}/{report,choose,train}.jsonl,
-held to HASHES; the texts of wiki-encoder.yaml: contexts of the training parts alone, newspapers, and recall.jsonl
-(passages below sentences of theirs that lost some words, so that masked words can be looked up); and cloze.jsonl,
-questions that nobody had to write: such a sentence, of which one run of words is asked for (Lewis et al. 2019, §2.3).
+held to HASHES; and, from contexts of the training parts and newspapers alone, what teaches to look things up:
+wiki.jsonl, the contexts; recall.jsonl, passages below sentences of theirs that lost some words; spot.jsonl, the same
+with a tag for each character, what is still there and what was lost; and cloze.jsonl, questions that nobody had to
+write: such a sentence, of which one run of words is asked for (Lewis et al. 2019, §2.3).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import rjieba
 
 from wenmo.device import numpy_rng
 from wenmo.evaluation.sentence_baselines import sentences
-from wenmo.files import read_jsonl, write_atomic, write_jsonl
+from wenmo.files import read_jsonl, write_jsonl
 from wenmo.stages.split import split
 
 COLUMNS = ("question", "context", "answers")
@@ -56,11 +57,12 @@ def prepare_questions(data: Path, out: Path) -> None:
         blocks = ("".join(line.partition("\t")[0] for line in block.split("\n"))
                   for block in file.read().split("\n\n"))
         news = list(dict.fromkeys(filter(None, blocks)))
-    write_atomic(out / "msra.txt", "\n".join(news) + "\n")
     news += (out / "people.txt").read_text(encoding="utf-8").splitlines()
     passages = [*contexts * QUESTIONS_A_CONTEXT, *_passages(news)]
     write_jsonl(out / "cloze.jsonl", filter(None, (_cloze(text, number) for number, text in enumerate(passages))))
     pieces = [piece for context in contexts for piece in _passages(sentences(context))]
+    near = enumerate([*pieces * 2, *_passages(news)])
+    write_jsonl(out / "spot.jsonl", filter(None, (_spotted(text, number) for number, text in near)))
     recall = (_recall(text, number) for number, text in enumerate([*pieces * 4, *_passages(news)]))
     write_jsonl(out / "recall.jsonl", ({"text": text} for text in recall if text))
 
@@ -122,15 +124,36 @@ def _recall(context: str, number: int) -> str:
 
 
 def _with_losses(words: list[str], rng: np.random.Generator) -> str:
-    """Some words are lost, and some whole clauses; the signs between them too."""
-    clauses: list[list[str]] = [[]]
-    for word in words:
+    return "".join(word for word, kept in zip(words, _kept(words, rng), strict=True) if kept)
+
+
+def _kept(words: list[str], rng: np.random.Generator) -> list[bool]:
+    """Which words stay: some are lost, and some whole clauses; the signs between them too."""
+    clauses: list[list[int]] = [[]]
+    for at, word in enumerate(words):
         if word[0].isalnum():
-            clauses[-1].append(word)
+            clauses[-1].append(at)
         elif clauses[-1]:
             clauses.append([])
-    kept = [[word for word in clause if rng.random() > LOST] for clause in clauses if rng.random() > LOST_CLAUSES]
-    return "".join(word for clause in kept for word in clause)
+    kept = {at for clause in clauses if rng.random() > LOST_CLAUSES for at in clause if rng.random() > LOST}
+    return [at in kept for at in range(len(words))]
+
+
+def _spotted(context: str, number: int) -> dict[str, list[str]] | None:
+    """A sentence with losses, then the passage, each character with a tag: in the passage `SAME` where the sentence has
+    it still, `LOST` where it lost it, `O` elsewhere."""
+    rng = numpy_rng("spotted", number)
+    long = [sentence for sentence in sentences(context) if 12 <= len(sentence) <= 60]
+    if not long:
+        return None
+    sentence = long[rng.integers(len(long))]
+    words = rjieba.cut(sentence)
+    kept = _kept(words, rng)
+    asked = "".join(word for word, stays in zip(words, kept, strict=True) if stays) + "？"
+    start = context.index(sentence)
+    tags = ["SAME" if stays else "LOST" for word, stays in zip(words, kept, strict=True) for _ in word]
+    after = len(context) - start - len(sentence)
+    return {"tokens": [*asked, *context], "tags": ["O"] * (len(asked) + start) + tags + ["O"] * after}
 
 
 def _subjqa(folder: Path) -> Iterator[dict[str, Any]]:
