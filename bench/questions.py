@@ -26,7 +26,7 @@ from wenmo.stages.split import split
 
 COLUMNS = ("question", "context", "answers")
 QUESTIONS_A_CONTEXT, PASSAGE = 12, 120
-LOST, LOST_CLAUSES = 0.2, 0.3  # of a sentence's words and clauses
+LOST, LOST_CLAUSES = 0.2, 0.3  # of a sentence's words and clauses; of a question at most so many
 ASKED, ASKED_NUMBER = ("什么", "谁", "哪里", "哪个", "哪一种", "何"), ("多少", "哪一年", "何时", "几")
 NONE = "ANSWERNOTFOUND"  # SubjQA's mark: the answer where there is none, and the end of every review
 
@@ -107,7 +107,8 @@ def _cloze(context: str, number: int) -> dict[str, Any] | None:
     while last - first < rng.integers(4) and last + 1 < len(words) and words[last + 1].isalnum():
         last += 1
     answer = "".join(words[first : last + 1])
-    before, after = (_with_losses(part, rng) for part in (words[:first], words[last + 1 :]))
+    share = max(0.0, 2 * rng.random() - 1)  # half of the questions lose nothing else: the easier half
+    before, after = (_with_losses(part, rng, share) for part in (words[:first], words[last + 1 :]))
     asked = ASKED_NUMBER if any(map(str.isdigit, answer)) else ASKED
     what = asked[rng.integers(len(asked))]
     question = f"{after}，{before}{what}？" if after and rng.random() < 0.4 else f"{before}{what}{after}？"
@@ -123,19 +124,20 @@ def _recall(context: str, number: int) -> str:
     return "".join(f"{_with_losses(rjieba.cut(sentence), rng)}。" for sentence in drawn) + context
 
 
-def _with_losses(words: list[str], rng: np.random.Generator) -> str:
-    return "".join(word for word, kept in zip(words, _kept(words, rng), strict=True) if kept)
+def _with_losses(words: list[str], rng: np.random.Generator, share: float = 1.0) -> str:
+    return "".join(word for word, kept in zip(words, _kept(words, rng, share), strict=True) if kept)
 
 
-def _kept(words: list[str], rng: np.random.Generator) -> list[bool]:
-    """Which words stay: some are lost, and some whole clauses; the signs between them too."""
+def _kept(words: list[str], rng: np.random.Generator, share: float = 1.0) -> list[bool]:
+    """Which words stay: some are lost, and some whole clauses; the signs between them too. `share`: of the losses."""
     clauses: list[list[int]] = [[]]
     for at, word in enumerate(words):
         if word[0].isalnum():
             clauses[-1].append(at)
         elif clauses[-1]:
             clauses.append([])
-    kept = {at for clause in clauses if rng.random() > LOST_CLAUSES for at in clause if rng.random() > LOST}
+    kept = {at for clause in clauses if rng.random() > share * LOST_CLAUSES
+            for at in clause if rng.random() > share * LOST}
     return [at in kept for at in range(len(words))]
 
 
