@@ -17,7 +17,7 @@ from typing import Any
 
 from bench.questions import prepare_questions
 from wenmo.files import sha256_file, write_atomic, write_jsonl
-from wenmo.stages.demo import newspaper, newspaper_words
+from wenmo.stages.demo import newspaper, newspaper_tagged, newspaper_words
 from wenmo.stages.split import split
 
 REVIEWS = {"columns": {"text": "review", "label": "label"}}
@@ -143,13 +143,15 @@ def divide(name: str, data: Path, out: Path) -> None:
 
 def _segmented(out: Path) -> None:
     """The newspaper in words; the paragraphs for reporting are those that `newspaper` holds out, and so stand in no
-    text that an encoder was trained on."""
+    text that an encoder was trained on. people-pos.jsonl: all others with their words' parts of speech."""
     rows = [{"tokens": words} for words in newspaper_words()]
     num_held_out = len(newspaper()[1])
     parts = {"train": rows[: -num_held_out - 500], "choose": rows[-num_held_out - 500 : -num_held_out],
              "report": rows[-num_held_out:]}
     for part, its in parts.items():
         write_jsonl(out / f"{part}.jsonl", its)
+    tagged = [[*zip(*paragraph, strict=True)] for paragraph in newspaper_tagged()[:-num_held_out]]
+    write_jsonl(out.parent / "people-pos.jsonl", ({"tokens": words, "tags": tags} for words, tags in tagged))
     for part, wanted in HASHES["people-words"].items():
         if sha256_file(out / f"{part}.jsonl") != wanted:
             raise SystemExit(f"people-words/{part}: these are other rows than those of docs/results.md")

