@@ -26,6 +26,7 @@ from wenmo.stages.split import split
 
 COLUMNS = ("question", "context", "answers")
 QUESTIONS_A_CONTEXT, PASSAGE = 12, 120
+SHORTEST = 12  # of the sentences that are asked about
 LOST, LOST_CLAUSES = 0.2, 0.3  # of a sentence's words and clauses; of a question at most so many
 ASKED, ASKED_NUMBER = ("什么", "谁", "哪里", "哪个", "哪一种", "何"), ("多少", "哪一年", "何时", "几")
 NONE = "ANSWERNOTFOUND"  # SubjQA's mark: the answer where there is none, and the end of every review
@@ -94,10 +95,9 @@ def _passages(texts: list[str]) -> Iterator[str]:
 def _cloze(context: str, number: int) -> dict[str, Any] | None:
     """A question made of one sentence: words and clauses are lost, and a run of one to four words is asked for."""
     rng = numpy_rng("cloze", number)
-    long = [sentence for sentence in sentences(context) if 12 <= len(sentence) <= 120]
-    if not long:
+    sentence = _drawn(context, 120, rng)
+    if sentence is None:
         return None
-    sentence = long[rng.integers(len(long))]
     words = rjieba.cut(sentence)
     starts = [at for at, word in enumerate(words) if word[0].isalnum() and (len(word) > 1 or word.isdigit())]
     if not starts:
@@ -114,6 +114,12 @@ def _cloze(context: str, number: int) -> dict[str, Any] | None:
     question = f"{after}，{before}{what}？" if after and rng.random() < 0.4 else f"{before}{what}{after}？"
     start = context.index(sentence) + len("".join(words[:first]))
     return {"question": question, "context": context, "answers": [{"text": answer, "answer_start": start}]}
+
+
+def _drawn(context: str, longest: int, rng: np.random.Generator) -> str | None:
+    """One of the sentences that are long enough to ask about, and not longer than that."""
+    found = [sentence for sentence in sentences(context) if SHORTEST <= len(sentence) <= longest]
+    return found[rng.integers(len(found))] if found else None
 
 
 def _recall(context: str, number: int) -> str:
@@ -145,10 +151,9 @@ def _spotted(context: str, number: int) -> dict[str, list[str]] | None:
     """A sentence with losses, then the passage, each character with a tag: in the passage `SAME` where the sentence has
     it still, `LOST` where it lost it, `O` elsewhere."""
     rng = numpy_rng("spotted", number)
-    long = [sentence for sentence in sentences(context) if 12 <= len(sentence) <= 60]
-    if not long:
+    sentence = _drawn(context, 60, rng)
+    if sentence is None:
         return None
-    sentence = long[rng.integers(len(long))]
     words = rjieba.cut(sentence)
     kept = _kept(words, rng)
     asked = "".join(word for word, stays in zip(words, kept, strict=True) if stays) + "？"

@@ -48,6 +48,23 @@ def test_the_parts_of_the_pairs_share_no_text(tmp_path: Path) -> None:
             texts = [{text for row in rows for text in ([row[side]] if isinstance(row[side], str) else row[side])}
                      for rows in parts.values()]
             assert len(set().union(*texts)) == sum(map(len, texts)), (folder.name, side)
+    held_out = {title for part in pairs.PARTS for row in read_jsonl(tmp_path / "csl-title" / f"{part}.jsonl")
+                for title in row["target"]}
+    pretended = read_jsonl(tmp_path / "pretended-titles.jsonl")
+    assert pretended
+    assert not held_out & {row["target"] for row in pretended}
+
+
+def test_what_a_sentence_lost_is_tagged_where_it_stands() -> None:
+    sentence = "一九九八年的春天里，他们在北京大学的图书馆认真地学习自然语言处理。"
+    for number in range(20):
+        row = questions._spotted(f"天气很好。{sentence}后来下雨了。", number)
+        assert row is not None
+        asked, _, passage = "".join(row["tokens"]).partition("？")
+        tags = row["tags"][len(asked) + 1 :]
+        assert len(row["tags"]) == len(row["tokens"])
+        assert "".join(each for each, tag in zip(passage, tags, strict=True) if tag == "SAME") == asked
+        assert "".join(each for each, tag in zip(passage, tags, strict=True) if tag != "O") == sentence
 
 
 def test_every_part_held_out_has_its_hash() -> None:
