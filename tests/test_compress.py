@@ -25,10 +25,10 @@ from wenmo.engine import EngineSettings, Request
 from wenmo.engine.packed import Packed, pack
 from wenmo.errors import DataError, ModelError, UsageError
 from wenmo.generate import Sampling
+from wenmo.levels import Codes, Grid, eight_bits, eight_bits_in_groups, four_bits, grid_of, joined, nearest
 from wenmo.modeldir import Opened, adapt, mark_quantized, open_model, save_model
 from wenmo.models import logits
 from wenmo.models.lora import LoraSettings
-from wenmo.nn.levels import Codes, Grid, eight_bits, eight_bits_in_groups, four_bits, grid_of, joined, nearest
 from wenmo.nn.quantized import QuantizedLinear, restored, stored
 from wenmo.stages.compress import compress as compress_into
 from wenmo.stages.show import show

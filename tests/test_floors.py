@@ -13,7 +13,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "wenmo"
 # From the ground up. Rooms on one line may not import each other; a line may import all lines above it.
 FLOORS = [
     ["errors"], ["faults"], ["config", "files", "metrics", "seeds"], ["device", "tensors", "hub"],
-    ["text", "nn"], ["native"],
+    ["levels"], ["native"], ["text", "nn"],
     ["data", "models"],
     ["locate", "embedding_files"], ["adapter"], ["modeldir"], ["generate"], ["golden", "objectives", "scoring"],
     ["tasks"],

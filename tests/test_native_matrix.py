@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wenmo.levels import GROUP, Codes, bits_for, eight_bits, eight_bits_in_groups, four_bits
 from wenmo.native import build
 from wenmo.native.packing import KINDS, Kind, pack_matrix, product
-from wenmo.nn.levels import GROUP, Codes, bits_for, eight_bits, eight_bits_in_groups, four_bits
 
 SIZES = [(1, 1), (16, 32), (37, 45), (160, 192), (90, 31), (112, 288), (17, 2)]  # outputs, inputs
 

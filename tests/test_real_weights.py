@@ -24,12 +24,12 @@ from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from wenmo import loaded
 from wenmo.generate import Completion
+from wenmo.levels import eight_bits_in_groups, four_bits
 from wenmo.loaded import Loaded
 from wenmo.locate import locate
 from wenmo.modeldir import adapt, save_model
 from wenmo.models import logits
 from wenmo.models.lora import LoraSettings
-from wenmo.nn.levels import eight_bits_in_groups, four_bits
 from wenmo.nn.linear import Linear
 
 TEXTS = [

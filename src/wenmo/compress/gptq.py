@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wenmo.nn.levels import Codes, Grid
+from wenmo.levels import Codes, Grid
 
 DAMPING = 0.01  # of H's mean diagonal, added to it: what calibration has seen little of must not blow up
 BLOCK = 128  # columns; what a block does to those behind it is done in one product

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from wenmo.compress.gptq import error_compensated
 from wenmo.config import Count, Settings
 from wenmo.errors import ModelError, UsageError, say
+from wenmo.levels import Bits, Codes, bits_for, eight_bits, eight_bits_in_groups, grid_of, nearest
 from wenmo.models import TASK_HEADS
 from wenmo.models.custom_head import PLACE
-from wenmo.nn.levels import Bits, Codes, bits_for, eight_bits, eight_bits_in_groups, grid_of, nearest
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.names import layer_of
 from wenmo.nn.quantized import is_quantized, matrix_of

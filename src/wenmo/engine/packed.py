@@ -29,9 +29,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wenmo import device
+from wenmo.levels import GROUP, Codes, bits_for, eight_bits, four_bits, joined
 from wenmo.native.packing import Kind, Matrix, pack_matrix
 from wenmo.native.step import Threads
-from wenmo.nn.levels import GROUP, Codes, bits_for, eight_bits, four_bits, joined
 from wenmo.nn.linear import Conv1D, Linear
 from wenmo.nn.norm import RMSNorm
 from wenmo.nn.quantized import QuantizedLinear, matrix_of

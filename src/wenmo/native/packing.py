@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wenmo import device
-from wenmo.nn.levels import GROUP, Codes, eight_bits, eight_bits_in_groups, four_bits
+from wenmo.levels import GROUP, Codes, eight_bits, eight_bits_in_groups, four_bits
 
 Kind = Literal["fp32", "bf16", "int8", "int4", "int8-groups"]
 KINDS: tuple[Kind, ...] = ("fp32", "bf16", "int8", "int4", "int8-groups")  # in the order of matrix.h
@@ -58,7 +58,7 @@ def stand_together(matrices: Sequence[Matrix]) -> None:
 
 def pack_matrix(matrix_OI: Tensor | Codes, bias_O: Tensor | None, kind: Kind) -> Matrix:
     """Codes that are there are used as they are where the kind has their bits. `int4` has whole groups of GROUP inputs
-    alone (nn.levels.bits_for); where `int8-groups` has no such, it is `int8`."""
+    alone (levels.bits_for); where `int8-groups` has no such, it is `int8`."""
     num_outputs, num_inputs = matrix_OI.shape
     bias = None if bias_O is None else _filled_up(bias_O.detach().float(), 0, BLOCK).contiguous()
     shape = (num_outputs, num_inputs)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wenmo.nn.levels import Codes, Grid
+from wenmo.levels import Codes, Grid
 from wenmo.nn.linear import Conv1D, Linear
 
 PARTS = ("codes", "scales", "minima")

@@ -32,10 +32,10 @@ from wenmo.engine.packed import pack
 from wenmo.errors import DataError, say
 from wenmo.evaluation import evaluate
 from wenmo.files import sha256
+from wenmo.levels import GROUP
 from wenmo.loaded import BATCH_TOKENS, Asked, Loaded, load
 from wenmo.metrics import lower_is_better
 from wenmo.modeldir import CARD, mark_quantized, save_model, weights_sha256
-from wenmo.nn.levels import GROUP
 from wenmo.objectives import hidden_of
 from wenmo.stages.out_folder import refuse_other_things
 from wenmo.stages.prepare import columns_in, values_of
