@@ -1,8 +1,8 @@
 """What a matrix's few bits stand for: codes, and the levels that they number.
 
 In: a matrix [O, I]. Out: `Codes`, and from them the matrix again, as near as the bits allow. This is the one definition
-of levels, scales and minima: compress/ chooses codes by it, nn/quantized.py holds and stores them, engine/packed.py hands
-them to the processor's kernels.
+of levels, scales and minima: compress/ chooses codes by it, nn/quantized.py holds and stores them, engine/packed.py
+hands them to the processor's kernels.
 
     8 bits    w = scale · code,            code in −127 … 127, a scale for each output (of a vocabulary that goes with
                                            4 bits: for each GROUP of its inputs, which is what GGUF calls Q8_0)

@@ -23,7 +23,7 @@ from wenmo.engine.slots import Layers, Slots, staging
 from wenmo.errors import UsageError, say
 from wenmo.models import LanguageModel
 from wenmo.models.decoder_parts import DecoderParts
-from wenmo.native.build import Unavailable
+from wenmo.native.build import LEAST_WIDTH, Unavailable
 from wenmo.native.packing import Matrix
 from wenmo.native.step import Layer, Sizes, Span, Steps, Threads
 from wenmo.nn.linear import Linear
@@ -31,7 +31,6 @@ from wenmo.nn.quantized import QuantizedLinear
 
 Choice = Literal["auto", "on", "off"]
 STEP_ROWS = 512  # rows of prompts in one call
-LEAST_WIDTH = 8  # fp32 numbers in a register, from which on it is faster than torch
 
 _log = logging.getLogger(__name__)
 

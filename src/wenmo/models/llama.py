@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wenmo.errors import say
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, check_multiple
 from wenmo.models.decoder_parts import DecoderParts, LayerParts
-from wenmo.nn.activation import ACTIVATIONS, ActivationName
+from wenmo.nn.activation import ACTIVATIONS, ActivationName, gated
 from wenmo.nn.attend import Attend, Packed
 from wenmo.nn.block import Block
 from wenmo.nn.dropout import Dropout
@@ -162,7 +162,7 @@ class _FeedForward(nn.Module):
 
     def forward(self, x_MD: Tensor) -> Tensor:
         gate_MF, up_MF = project(x_MD, (self.gate_proj, self.up_proj))
-        out: Tensor = self.down_proj(self.activation(gate_MF) * up_MF)
+        out: Tensor = self.down_proj(gated(self.activation, gate_MF, up_MF))
         return out
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from wenmo.errors import say
 from wenmo.models.config import ModelConfig, PositiveFloat, PositiveInt, Probability, TokenId
 from wenmo.models.encoder_decoder import EncoderDecoder
-from wenmo.nn.activation import ACTIVATIONS
+from wenmo.nn.activation import ACTIVATIONS, gated
 from wenmo.nn.attend import Attend, Bias, Packed
 from wenmo.nn.block import Block
 from wenmo.nn.cross import Cross
@@ -111,7 +111,8 @@ class _FeedForward(nn.Module):
         self.dropout = Dropout(config.dropout_rate)
 
     def forward(self, x_MD: Tensor) -> Tensor:
-        inner = self.activation(self.wi_0(x_MD)) * self.wi_1(x_MD) if self.gated else self.activation(self.wi(x_MD))
+        inner = (gated(self.activation, self.wi_0(x_MD), self.wi_1(x_MD)) if self.gated
+                 else self.activation(self.wi(x_MD)))
         out: Tensor = self.wo(self.dropout(inner))
         return out
 

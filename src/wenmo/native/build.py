@@ -26,6 +26,7 @@ SOURCES = Path(__file__).parent
 COMPILERS = ("cc", "gcc", "clang")
 # No contraction of a · b + c by the compiler: it could take it in one place and not in another, and bits would differ.
 FLAGS = ("-std=gnu11", "-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared", "-pthread")
+LEAST_WIDTH = 8  # fp32 numbers in a register, from which on it is faster than torch
 SECONDS = 120  # after which a compiler is given up
 
 

@@ -107,22 +107,12 @@ static int uneven(const Batch *batches, int number, int rows, int threads) {
 
 // Rows ---------------------------------------------------------------------------------------------------
 
-static inline Vector load_some(const float *from, int number) {
-    Vector v = {0};
-    memcpy(&v, from, sizeof(float) * (size_t)least(number, LANES));
-    return v;
-}
-
-static inline void store_some(float *to, Vector v, int number) {
-    memcpy(to, &v, sizeof(float) * (size_t)least(number, LANES));
-}
-
 // (x − mean) / √(mean((x − mean)²) + ε) · weight + bias (Ba et al. 2016, §3), in its place.
 static void normalise(float *x, const LayerNorm *norm, int width, float epsilon) {
     const int whole = width / LANES * LANES;
     Vector sums = {0}, squares = {0};
     for (int i = 0; i < whole; i += LANES) sums += load(x + i);
-    if (whole < width) sums += load_some(x + whole, width - whole);
+    if (whole < width) sums += load_first(x + whole, width - whole);
     const float mean = sum_of(sums) / (float)width;
     for (int i = 0; i < whole; i += LANES) squares = fma_of(load(x + i) - mean, load(x + i) - mean, squares);
     float sum = sum_of(squares);
@@ -159,7 +149,7 @@ static inline __attribute__((always_inline)) Vector activated(const int activati
 static inline __attribute__((always_inline)) void activate_row(const int activation, float *x, int width) {
     int i = 0;
     for (; i + LANES <= width; i += LANES) store(x + i, activated(activation, load(x + i)));
-    if (i < width) store_some(x + i, activated(activation, load_some(x + i, width - i)), width - i);
+    if (i < width) store_first(x + i, activated(activation, load_first(x + i, width - i)), width - i);
 }
 
 static void activate(int activation, float *x, int width) {

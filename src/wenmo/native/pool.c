@@ -22,6 +22,8 @@ struct Pool {
     atomic_int arrived, phase;         // at a barrier
     Work work;
     void *what;
+    Parallel parallel;   // of threads that are not its own
+    atomic_int next;     // of these the next to come
 };
 
 typedef struct { Pool *pool; int thread; } Start;
@@ -99,6 +101,20 @@ Pool *pool_new(int threads) {
     return pool;
 }
 
+Pool *pool_borrowed(int threads, Parallel parallel) {
+    Pool *pool = pool_new(1);
+    if (!pool) return NULL;
+    pool->threads = threads;
+    pool->parallel = parallel;
+    return pool;
+}
+
+// Fewer threads may come than were asked for: whoever is through takes the next part.
+static void take_parts(void *what) {
+    Pool *pool = what;
+    for (int part; (part = atomic_fetch_add(&pool->next, 1)) < pool->threads;) pool->work(pool->what, part);
+}
+
 void pool_free(Pool *pool) {
     atomic_store(&pool->stopping, 1);
     pool_advance(pool, &pool->round);
@@ -120,6 +136,12 @@ void pool_run(Pool *pool, Work work, void *what) {
     pthread_mutex_lock(&pool->one_caller);
     pool->work = work;
     pool->what = what;
+    if (pool->parallel) {
+        atomic_store(&pool->next, 0);
+        pool->parallel(take_parts, pool, (unsigned)pool->threads, 0);
+        pthread_mutex_unlock(&pool->one_caller);
+        return;
+    }
     atomic_store(&pool->done, 0);
     pool_advance(pool, &pool->round);
     work(what, 0);

@@ -99,4 +99,51 @@ static inline uint16_t to_bf16(float x) {  // its upper half, rounded to the nea
     return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
+static inline float from_bf16(uint16_t x) {
+    const uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+typedef uint16_t Bf16s __attribute__((vector_size(2 * LANES)));
+
+static inline Vector load_bf16(const uint16_t *from) {
+    Bf16s halves;
+    memcpy(&halves, from, sizeof halves);
+    return (Vector)(__builtin_convertvector(halves, Integers) << 16);
+}
+
+// As to_bf16.
+static inline Bf16s bf16s_of(Vector v) {
+#if defined(__AVX512BF16__) && defined(__AVX512F__)
+    return (Bf16s)_mm512_cvtneps_pbh((__m512)v);
+#else
+    Integers bits = (Integers)v, even = bits + 0x7fff + (bits >> 16 & 1);
+    bits = (Integers)chosen(v == v, (Vector)even, (Vector)(bits | 0x400000));
+    return __builtin_convertvector(bits >> 16 & 0xffff, Bf16s);
+#endif
+}
+
+// `count` of them, at most as many as there are lanes; zeros beside what is loaded.
+static inline Vector load_first(const float *from, int count) {
+    Vector v = {0};
+    memcpy(&v, from, sizeof(float) * (size_t)count);
+    return v;
+}
+static inline Vector load_first_bf16(const uint16_t *from, int count) {
+    Bf16s halves = {0};
+    memcpy(&halves, from, sizeof(uint16_t) * (size_t)count);
+    return (Vector)(__builtin_convertvector(halves, Integers) << 16);
+}
+static inline void store_first(float *to, Vector v, int count) {
+    if (count == LANES) memcpy(to, &v, sizeof v);
+    else memcpy(to, &v, sizeof(float) * (size_t)count);
+}
+static inline void store_first_bf16(uint16_t *to, Vector v, int count) {
+    const Bf16s halves = bf16s_of(v);
+    if (count == LANES) memcpy(to, &halves, sizeof halves);
+    else memcpy(to, &halves, sizeof(uint16_t) * (size_t)count);
+}
+
 #endif

@@ -3,7 +3,8 @@
 In: queries, keys and values of a rectangle; out: what each query gathers. Plain automatic differentiation makes all
 T × S scores of all heads, several times over, half of them hidden where a token may not look ahead. Here some rows and
 a block of queries are taken at a time, over the keys that these can see; the weights are kept for the backward, or made
-again there where they would be many. The formulas are those of attention.py, which is the reference.
+again there where they would be many. Products are torch's; what is between them is native where that can be
+(native/training.py). The formulas are those of attention.py, which is the reference.
 
 Scores stand as [X, S, Y], keys before queries: so no product needs its larger operand turned round (X: rows times key
 heads; Y: the queries of a block that share a key head).
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from wenmo.native.training import ALL_IN_SIGHT, Sight, kernels_for
 from wenmo.nn.dropout import blank, kept_bits, scale_of
 
 BLOCK_TOKENS = 128  # queries of a block: smaller ones skip more hidden keys, and multiply more slowly
@@ -51,7 +53,8 @@ class _Rule:
 class _Block:
     """A block of queries, and the keys that at least one of them sees.
 
-    hidden: -inf where a key is hidden from a query, else 0, [R or 1, S, Q or 1], for the keys from `hidden_from` on.
+    hidden: -inf where a key is hidden from a query, else 0, [R or 1, S, Q or 1], for the keys from `hidden_from` on;
+    where there is a mask, or no native code that goes by places (`_sight`).
     """
 
     queries: slice
@@ -74,12 +77,14 @@ def _blocks(q_BTNH: Tensor, S: int, rule: _Rule) -> Iterator[tuple[slice, list[_
     num_queries = max(BLOCK_TOKENS, T // MOST_BLOCKS) if rule.causal else max(1, BLOCK_SCORES // (N * S))
     num_queries = min(T, num_queries)
     num_rows = max(1, BLOCK_SCORES // (N * S * num_queries))
+    in_torch = kernels_for(q_BTNH) is None
     blocks = []
     for start in reversed(range(0, T, num_queries)):
         end = min(start + num_queries, T)
         first = 0 if rule.window is None else max(0, start - rule.window + 1)
         block = _Block(slice(start, end), slice(first, end) if rule.causal else slice(0, S))
-        if rule.causal and rule.mask is None:  # without a window, keys before the first query are seen by all
+        if rule.causal and rule.mask is None and in_torch:
+            # Without a window, keys before the first query are seen by all.
             hidden_from = start if rule.window is None else first
             block = replace(block, hidden_from=hidden_from - first,
                             hidden=_bias(_in_sight(block, hidden_from, rule, q_BTNH.device), q_BTNH.dtype))
@@ -128,7 +133,7 @@ class _Attention(torch.autograd.Function):
                 if rule.drops:
                     bits_XSY = next(rest)
                     seen_XSY, d_weights_XSY = blank(weights_XSY, bits_XSY), blank(d_weights_XSY, bits_XSY)
-                d_scores_XSY = torch._softmax_backward_data(d_weights_XSY, weights_XSY, 1, weights_XSY.dtype)
+                d_scores_XSY = _d_scores(d_weights_XSY, weights_XSY, block, rule)
                 d_k_XSH = _added(d_k_XSH, d_scores_XSY, q_XYH, block)
                 d_v_XSH = _added(d_v_XSH, seen_XSY, d_out_XYH, block)
                 _spread(torch.bmm(d_scores_XSY.transpose(1, 2), k_XSH[:, block.keys]), d_q_BTNH[rows, block.queries], K)
@@ -142,12 +147,32 @@ class _Attention(torch.autograd.Function):
 def _weights(q_XYH: Tensor, k_XSH: Tensor, block: _Block, rule: _Rule) -> Tensor:
     """softmax over the keys that the block sees, [X, S, Y]; the keys come scaled."""
     scores_XSY = torch.bmm(k_XSH[:, block.keys], q_XYH.transpose(1, 2))
+    kernels = kernels_for(scores_XSY)
+    if kernels is not None and rule.mask is None:
+        return kernels.weigh_keys_(scores_XSY, _sight(block, rule))
+    Q = block.queries.stop - block.queries.start
     if block.hidden is not None:
         X, S, Y = scores_XSY.shape
-        Q = block.queries.stop - block.queries.start
         R = 1 if rule.mask is None else block.hidden.shape[0]
         scores_XSY.view(R, X // R, S, Y // Q, Q)[:, :, block.hidden_from :].add_(block.hidden[:, None, :, None])
+    if kernels is not None:
+        return kernels.weigh_keys_(scores_XSY, Sight(scores_XSY.shape[1], Q, ALL_IN_SIGHT, 0))
     return torch.softmax(scores_XSY, dim=1)
+
+
+def _d_scores(d_weights_XSY: Tensor, weights_XSY: Tensor, block: _Block, rule: _Rule) -> Tensor:
+    """The gradient of a block's scores, in the place of that of its weights where native code computes it."""
+    kernels = kernels_for(weights_XSY)
+    if kernels is None:
+        return torch._softmax_backward_data(d_weights_XSY, weights_XSY, 1, weights_XSY.dtype)
+    return kernels.weigh_keys_backward_(d_weights_XSY, weights_XSY, _sight(block, rule))
+
+
+def _sight(block: _Block, rule: _Rule) -> Sight:
+    """Whom the queries of a block see by their places; a mask may hide more."""
+    ahead = block.queries.start - block.keys.start if rule.causal else ALL_IN_SIGHT
+    return Sight(block.keys.stop - block.keys.start, block.queries.stop - block.queries.start, ahead,
+                 (rule.window or 0) if rule.causal else 0)
 
 
 def _seen(rows: slice, block: _Block, rule: _Rule) -> Tensor:
@@ -184,6 +209,11 @@ def _added(total_XSH: Tensor | None, left_XSY: Tensor, right_XYH: Tensor, block:
 def _heads(x_RTNH: Tensor, K: int, scale: float = 1.0) -> Tensor:
     """What belongs to one key head side by side, times `scale`: [X, Y, H]."""
     R, T, N, H = x_RTNH.shape
+    kernels = kernels_for(x_RTNH) if x_RTNH.stride(3) == 1 else None
+    if kernels is not None:
+        out = torch.empty(R * K, N // K * T, H, dtype=x_RTNH.dtype)
+        kernels.move_heads(x_RTNH, out.view(R, N, T, H).transpose(1, 2), scale)
+        return out
     x_RKGTH = x_RTNH.view(R, T, K, N // K, H).permute(0, 2, 3, 1, 4)
     out = torch.empty(x_RKGTH.shape, dtype=x_RTNH.dtype, device=x_RTNH.device)
     out.copy_(x_RKGTH)
@@ -195,4 +225,8 @@ def _heads(x_RTNH: Tensor, K: int, scale: float = 1.0) -> Tensor:
 def _spread(x_XYH: Tensor, to_RTNH: Tensor, K: int) -> None:
     """The way back, into `to`."""
     R, T, N, H = to_RTNH.shape
+    kernels = kernels_for(x_XYH, to_RTNH) if x_XYH.is_contiguous() and to_RTNH.stride(3) == 1 else None
+    if kernels is not None:
+        kernels.move_heads(x_XYH.view(R, N, T, H).transpose(1, 2), to_RTNH, 1.0)
+        return
     to_RTNH.view(R, T, K, N // K, H).copy_(x_XYH.view(R, K, N // K, T, H).permute(0, 3, 1, 2, 4))

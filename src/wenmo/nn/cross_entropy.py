@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wenmo.native.training import kernels_for
+
 CHUNK_ROWS = 2048  # at most, and as many as have about so many logits; with weight gradients fewer chunks cost less
 CHUNK_LOGITS, CHUNK_LOGITS_LEARNT = 1 << 24, 1 << 25
 BLOCK_LOGITS = 1 << 19  # as many are turned into gradients at once, in fp32: these stay in the cache
@@ -56,11 +58,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and learns_bias else None
         most = min(CHUNK_ROWS, max(1, (CHUNK_LOGITS_LEARNT if learns_weight else CHUNK_LOGITS) // num_words))
         block_rows = max(1, BLOCK_LOGITS // num_words)
+        kernels, targets_X = kernels_for(features_XD), targets_X.contiguous()
         for chunk, targets in zip(torch.split(features_XD, most), torch.split(targets_X, most), strict=True):
             logits = F.linear(chunk, weight, bias)  # and soon their gradients, in place
-            blocks = zip(torch.split(logits, block_rows), torch.split(targets, block_rows), strict=True)
-            for logits_RV, targets_R in blocks:
-                total += _loss_and_gradient(logits_RV, targets_R, label_smoothing)
+            if kernels is not None:
+                total += kernels.cross_entropy_(logits, targets, label_smoothing).sum()
+            else:
+                blocks = zip(torch.split(logits, block_rows), torch.split(targets, block_rows), strict=True)
+                for logits_RV, targets_R in blocks:
+                    total += _loss_and_gradient(logits_RV, targets_R, label_smoothing)
             if d_bias is not None:
                 d_bias += logits.sum(0, dtype=torch.float32)
             d_features.append(logits @ weight)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from wenmo.native.training import kernels_for
+
 _ROWS = 512  # of a chunk: its fp32 copies stay in the cache
 
 
@@ -33,11 +35,16 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """With x̂ = x / rms: dx = (w·dy - x̂ · mean(w·dy·x̂)) / rms, dw = Σ dy·x̂."""
+    """With x̂ = x / rms: dx = (w·dy - x̂ · mean(w·dy·x̂)) / rms, dw = Σ dy·x̂. Native, or chunk by chunk in torch."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        x_MD = x.reshape(-1, x.shape[-1])
+        x_MD = x.reshape(-1, x.shape[-1]).contiguous()
+        kernels = kernels_for(x_MD)
+        if kernels is not None:
+            out_MD, scale_M = kernels.norm(x_MD, weight_D.float(), eps)
+            ctx.save_for_backward(x_MD, weight_D, scale_M[:, None])
+            return out_MD.view(x.shape)
         out_MD = torch.empty_like(x_MD, memory_format=torch.contiguous_format)
         scale_M1 = torch.empty(len(x_MD), 1)  # 1 / rms
         for start in range(0, len(x_MD), _ROWS):
@@ -54,6 +61,10 @@ class _RMSNorm(torch.autograd.Function):
         x_MD, weight_D, scale_M1 = ctx.saved_tensors
         d_out_MD = d_out.reshape(x_MD.shape)
         weight = weight_D.float()
+        kernels = kernels_for(x_MD)
+        if kernels is not None:
+            d_x_MD, d_weight = kernels.norm_backward(x_MD, weight, scale_M1, d_out_MD.contiguous())
+            return d_x_MD.view(d_out.shape), d_weight.to(weight_D.dtype), None
         d_x_MD, d_weight = torch.empty_like(d_out_MD, memory_format=torch.contiguous_format), torch.zeros_like(weight)
         for start in range(0, len(x_MD), _ROWS):
             rows = slice(start, start + _ROWS)

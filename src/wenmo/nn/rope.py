@@ -7,14 +7,16 @@ does: (x_0, x_{H/2}), (x_1, x_{H/2+1}), …
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from wenmo.config import Settings
 from wenmo.errors import say
+from wenmo.native.training import kernels_for
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Length = Annotated[int, Field(ge=2)]
@@ -167,7 +169,29 @@ class Rope:
 def rotate(x_MNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """x · cos + (-x₂, x₁) · sin, with x₁ and x₂ the halves of H; the minus stands in the sines."""
     cos_M1H, sin_M1H = cos_sin
+    if torch.is_grad_enabled() and x_MNH.requires_grad and kernels_for(x_MNH, cos_M1H, sin_M1H) is not None:
+        function: Any = _Rotation.apply
+        out_MNH: Tensor = function(x_MNH, cos_M1H, sin_M1H)
+        return out_MNH
     return torch.addcmul(x_MNH * cos_M1H, x_MNH.roll(x_MNH.shape[-1] // 2, -1), sin_M1H)
+
+
+class _Rotation(torch.autograd.Function):
+    """Its gradient is turned back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos_M1H: Tensor, sin_M1H: Tensor) -> Tensor:
+        kernels = kernels_for(x)
+        assert kernels is not None
+        ctx.save_for_backward(cos_M1H, sin_M1H)
+        return kernels.rotate(x.contiguous(), cos_M1H, sin_M1H, back=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None, None]:
+        kernels = kernels_for(d_out)
+        assert kernels is not None
+        return kernels.rotate(d_out.contiguous(), *ctx.saved_tensors, back=True), None, None
 
 
 def check_scaling(scaling: RopeScaling | None, head_width: int, theta: float) -> None:
