@@ -169,7 +169,7 @@ class Rope:
 def rotate(x_MNH: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
     """x · cos + (-x₂, x₁) · sin, with x₁ and x₂ the halves of H; the minus stands in the sines."""
     cos_M1H, sin_M1H = cos_sin
-    if torch.is_grad_enabled() and x_MNH.requires_grad and kernels_for(x_MNH, cos_M1H, sin_M1H) is not None:
+    if torch.is_grad_enabled() and kernels_for(x_MNH, cos_M1H, sin_M1H) is not None:
         function: Any = _Rotation.apply
         out_MNH: Tensor = function(x_MNH, cos_M1H, sin_M1H)
         return out_MNH
