@@ -165,6 +165,7 @@ def test_a_processor_without_wide_registers(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_torch_computes_where_native_code_cannot() -> None:
     assert training.kernels_for(torch.ones(2), torch.ones(2, dtype=torch.float64)) is None
+    assert training.kernels_for(torch.ones(2), torch.ones(2, dtype=torch.bfloat16)) is None
     assert training.kernels_for(torch.ones(2, device="meta")) is None
 
 

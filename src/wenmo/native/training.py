@@ -114,10 +114,12 @@ class Sight(ctypes.Structure):
 
 
 def kernels_for(*tensors: Tensor) -> Kernels | None:
-    """None where torch computes: on another device, in another format, while compiling, without a C compiler."""
+    """None where torch computes: on another device, in another format or several, while compiling, without a C
+    compiler."""
     if torch.compiler.is_compiling():
         return None
-    if any(each.device.type != "cpu" or each.dtype not in FORMATS for each in tensors):
+    if any(each.device.type != "cpu" or each.dtype not in FORMATS or each.dtype != tensors[0].dtype
+           for each in tensors):
         return None
     return _kernels(torch.get_num_threads())
 
