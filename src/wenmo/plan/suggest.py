@@ -15,7 +15,7 @@ from wenmo.errors import UsageError, say
 
 # docs/results.md, "Training speed": tokens a second of the 30M model on two cores in bf16, and what a token of it takes
 # (6 N + 6 L T D).
-TOKENS_PER_SECOND, FLOPS_PER_TOKEN = 2_366, 192e6
+TOKENS_PER_SECOND, FLOPS_PER_TOKEN = 4_122, 192e6
 FLOPS_PER_CORE = TOKENS_PER_SECOND * FLOPS_PER_TOKEN / 2
 # Hoffmann et al. 2022, table 3: about twenty tokens a parameter are best for a budget of computing.
 TOKENS_PER_PARAMETER = 20
