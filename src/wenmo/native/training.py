@@ -12,8 +12,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
-import os
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -134,15 +132,11 @@ def _kernels(num_threads: int) -> Kernels | None:
 
 
 def _parallel() -> ctypes.c_void_p:
-    """GOMP_parallel of the library whose threads torch has."""
-    beside = Path(torch.__file__).parent
-    for path in [*beside.glob("lib/libgomp*.so*"), *beside.parent.glob("torch.libs/libgomp*.so*")]:
-        try:
-            loaded = ctypes.CDLL(str(path), mode=os.RTLD_NOLOAD | os.RTLD_NOW)
-        except OSError:  # another one is in use
-            continue
-        return ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p)
-    raise Unavailable(say("torch's threads are not libgomp's", "torch 的线程不属于 libgomp"))
+    """GOMP_parallel of the library whose threads torch has, which is among the program's own names."""
+    program = ctypes.CDLL(None)
+    if not hasattr(program, "GOMP_parallel"):
+        raise Unavailable(say("torch's threads are not libgomp's", "torch 的线程不属于 libgomp"))
+    return ctypes.cast(program.GOMP_parallel, ctypes.c_void_p)
 
 
 def _at(*tensors: Tensor) -> tuple[ctypes.c_void_p, ...]:
