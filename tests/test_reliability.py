@@ -165,7 +165,7 @@ def serving(model: Path, *settings: str) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def site(model: Path) -> Iterator[Site]:
-    with serving(model, "max_requests=400", "engine.cache_tokens=8192") as each:
+    with serving(model, "max_requests=400", "engine.cache_tokens=4096") as each:
         yield each
 
 
