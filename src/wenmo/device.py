@@ -105,10 +105,12 @@ def keep_memory() -> None:
     """Asks glibc to keep large blocks instead of returning them to the kernel at every step.
 
     By default every block above 32 MB is mapped afresh and its page faults cost more than the arithmetic
-    (docs/results.md, "allocator"). Other C libraries are left as they are. oneDNN is asked to remember fewer
-    kernels: flat batches are all of different sizes, and by default it keeps a thousand of them with their buffers.
+    (docs/results.md, "allocator"). Other C libraries are left as they are. oneDNN, and what torch puts around it, are
+    asked to remember fewer kernels: flat batches are all of different sizes, and by default each keeps a thousand of
+    them with their buffers, hundreds of MB that no later step asks for.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(cache, "64")
     if not sys.platform.startswith("linux"):
         return
     try:
