@@ -396,8 +396,7 @@ def test_one_of_torchruns_is_killed(runs: Runs) -> None:
     torchrun.kill(1)
     _, said = torchrun.ended()
     assert torchrun.process.returncode == 1
-    assert "another process of this run has ended" in said
-    assert "Signal 9 (SIGKILL)" in said  # torchrun's own summary
+    assert "Signal 9 (SIGKILL)" in said  # torchrun's own summary; it may end the other before that one has spoken
     assert_alike(runs.carry_out("torchrun", 2), runs.folder / "alone")
 
 

@@ -11,6 +11,7 @@ static inline size_t bytes_of(int is_bf16) { return is_bf16 ? sizeof(uint16_t) :
 static inline int fewer(long a, long b) { return (int)(a < b ? a : b); }
 
 // `count` numbers from place `at` on, as many as there are lanes unless fewer are left; zeros beside them.
+// Callers pass `is_bf16` as a constant: so the compiler makes each loop twice, without a choice inside.
 static inline Vector take(const void *from, size_t at, int count, int is_bf16) {
     if (is_bf16) return count >= LANES ? load_bf16((const uint16_t *)from + at)
                                        : load_first_bf16((const uint16_t *)from + at, count);
@@ -40,7 +41,6 @@ typedef struct Pieces {
 static void do_part(void *what, int part) {
     const Pieces *p = what;
     if (part >= p->parts) return;
-    // The constant lets the compiler make the loops twice, once for each format, without a choice inside.
     p->work(p, p->number * part / p->parts, p->number * (part + 1) / p->parts, part);
 }
 
