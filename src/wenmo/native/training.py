@@ -3,8 +3,8 @@
 In: contiguous tensors on the CPU, bf16 or fp32, and where it is asked for the result's place. Out: the formulas of
 nn/, rounded once, where torch's own operations round after each step and read and write the whole each time.
 
-    kernels = kernels_for(x_MD)
-    out_MD = x_MD * 2 if kernels is None else kernels.…
+    kernels = kernels_for(gate_MF, up_MF)
+    out_MF = F.silu(gate_MF) * up_MF if kernels is None else kernels.gate(gate_MF, up_MF)
 """
 
 from __future__ import annotations
@@ -95,8 +95,9 @@ class Kernels:
         """to = x · factor; the numbers of a head are neighbours on both sides, its strides whatever they are."""
         rows, tokens, heads, width = x_RTNH.shape
         strides = [(ctypes.c_long * 3)(*each.stride()[:3]) for each in (x_RTNH, to_RTNH)]
-        self._call.move_heads(self._pool, *_at(x_RTNH), strides[0], *_at(to_RTNH), strides[1], _long(rows), tokens,
-                              heads, width, ctypes.c_float(factor), _is_bf16(x_RTNH))
+        x_at, to_at = (ctypes.c_void_p(each.data_ptr()) for each in (x_RTNH, to_RTNH))
+        self._call.move_heads(self._pool, x_at, strides[0], to_at, strides[1], _long(rows), tokens, heads, width,
+                              ctypes.c_float(factor), _is_bf16(x_RTNH))
 
 
 class Sight(ctypes.Structure):
@@ -140,6 +141,7 @@ def _parallel() -> ctypes.c_void_p:
 
 
 def _at(*tensors: Tensor) -> tuple[ctypes.c_void_p, ...]:
+    assert all(each.is_contiguous() for each in tensors)  # the C code knows no strides
     return tuple(ctypes.c_void_p(each.data_ptr()) for each in tensors)
 
 
