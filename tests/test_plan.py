@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import re
+import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -421,6 +423,26 @@ def test_a_run_says_what_it_was_expected_to_cost(data: Path, tmp_path: Path, wen
     assert shown["cost"] == spent
     card = json.loads((run.folder / "model" / "wenmo.json").read_text(encoding="utf-8"))
     assert "cost" not in card  # the model's folder is the same whatever the machine was busy with
+
+
+@pytest.mark.parametrize(("others", "threads", "advice"), [(1.0, 2, "train.threads=1"), (0.2, 2, ""), (1.5, 1, "")])
+def test_a_run_says_that_other_programs_want_its_processors(
+        others: float, threads: int, advice: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+        caplog: pytest.LogCaptureFixture) -> None:
+    def computed() -> tuple[float, float]:
+        return (others + threads) * time.monotonic(), threads * time.monotonic()
+
+    assert machine.processor_seconds() is not None or not sys.platform.startswith("linux")
+    monkeypatch.setattr(machine, "processor_seconds", computed)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = torch.get_num_threads()
+    try:
+        train(recipe("classification", steps=cost.FORECAST_STEPS, threads=threads), out=tmp_path / "run",
+              data_root=data)
+    finally:
+        torch.set_num_threads(before)
+    told = [each.getMessage() for each in caplog.records if "other programs" in each.getMessage()]
+    assert [advice in each for each in told] == ([True] if advice else [])
 
 
 def test_a_forecast_from_steps() -> None:

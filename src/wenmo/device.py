@@ -101,6 +101,18 @@ def _openmp() -> ctypes.PyDLL | None:
     return found if hasattr(found, "omp_set_num_threads") else None
 
 
+def processor_seconds() -> tuple[float, float] | None:
+    """What all programs of this machine have computed since it started, and this process of that; None where the
+    system does not say."""
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _idle, _waiting, *others = (int(each) for each in file.readline().split()[1:9])
+    except (OSError, ValueError):
+        return None
+    own = os.times()
+    return (user + nice + system + sum(others)) / os.sysconf("SC_CLK_TCK"), own.user + own.system
+
+
 def keep_memory() -> None:
     """Asks glibc to keep large blocks instead of returning them to the kernel at every step.
 

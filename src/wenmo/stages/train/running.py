@@ -70,6 +70,7 @@ class Running:
                         device=ready.on, seed=ready.recipe.seed, start_step=start, frozen=weights.frozen,
                         processes=ready.processes)
         step = start
+        self._costs.begin_steps()
         with Progress(self._total_steps, silent=not ready.run.writes) as progress:
             for result in results:
                 step = result.step
