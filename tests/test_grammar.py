@@ -234,6 +234,14 @@ def test_what_cannot_be_held_to_is_refused_soon(name) -> None:
     assert time.perf_counter() - began < 2
 
 
+@pytest.mark.parametrize(("pattern", "why"), [("(", "unclosed group"), ("(?=a)b", "look-around"), ("[z-a]", "class")])
+def test_a_bad_pattern_is_told_in_three_lines(pattern: str, why: str) -> None:
+    tokenizer = trained("bpe")
+    with pytest.raises(DataError, match=why) as caught:
+        engine(made_model(tokenizer), tokenizer).constraint(regex(pattern))
+    assert len(str(caught.value).splitlines()) == 3
+
+
 def test_one_that_becomes_too_costly_ends_itself_and_nobody_else() -> None:
     tokenizer = trained("bpe")
     busy = engine(made_model(tokenizer), tokenizer)

@@ -137,10 +137,16 @@ def _compiled(vocabulary: Any, shape: Shape) -> Matcher:
         if not matcher.is_error():
             matcher.compute_bitmask()  # here, and not in the engine's thread
     except ValueError as error:
-        raise refused(shape.kind, str(error), simpler()) from error
+        raise refused(shape.kind, _sentence(str(error)), simpler()) from error
     if matcher.is_error():
-        raise refused(shape.kind, matcher.get_error(), simpler())
+        raise refused(shape.kind, _sentence(matcher.get_error()), simpler())
     return matcher
+
+
+def _sentence(why: str) -> str:
+    """Of the library's message the sentence that says what is wrong, without its drawings of the place."""
+    lines = why.strip().splitlines() or [""]
+    return next((line.removeprefix("error: ") for line in lines if line.startswith("error: ")), lines[0])
 
 
 def _limits() -> Any:

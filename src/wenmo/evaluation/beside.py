@@ -8,6 +8,8 @@ Texts from texts: the source itself, or its first sentence (text_baselines.py). 
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,8 +29,8 @@ from wenmo.tasks import Task
 from wenmo.tasks.language_modeling import shares
 from wenmo.tasks.tagging import Tagging
 
+_log = logging.getLogger(__name__)
 Rows = Sequence[Mapping[str, Any]]
-
 
 Found = tuple[dict[str, Estimate], dict[str, Any]]  # metrics, one of them `difference`; and what the baseline is
 
@@ -68,8 +70,20 @@ def baseline_of(task: Task) -> Baseline:
 
 def beside(report: Report, task: Task, rows: Rows, answers: Rows, train: Rows) -> Report:
     """`answers` are those of `evaluate`, in the order of `rows`; `difference` is the model's figure less the other."""
+    if known := _in_both(task, rows, train):
+        _log.warning(say(f"{known:,} of the {len(rows):,} rows are among those that the baseline learns from: its "
+                         "figure is too good", f"{len(rows):,} 行中有 {known:,} 行也在基线的训练数据里：基线的分数偏高"))
     metrics, details = baseline_of(task).measure(task, rows, answers, train, report.seed)
     return replace(report, metrics={**report.metrics, **metrics}, details={**report.details, "baseline": details})
+
+
+def _in_both(task: Task, rows: Rows, train: Rows) -> int:
+    """How many of the rows have the text of a training row, whatever is to be said of it."""
+    def texts_of(row: Mapping[str, Any]) -> str:
+        return json.dumps([row[name] for name in task.settings.columns], ensure_ascii=False)
+
+    learnt = set(map(texts_of, train))
+    return sum(texts_of(row) in learnt for row in rows)
 
 
 def _beside_svm(task: Task, rows: Rows, answers: Rows, train: Rows, seed: int) -> Found:

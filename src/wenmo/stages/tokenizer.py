@@ -30,9 +30,9 @@ _log = logging.getLogger(__name__)
 def train(data: Sequence[str], out: Path, settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """Trains on all texts of the files and writes the folder; {"out", "vocab_size", characters per token, …}."""
     parsed = parse(TokenizerSettings, settings, say("the command line", "命令行"))
-    with storage_errors(out):
-        out.mkdir(parents=True, exist_ok=True)
     texts = _texts(data, source)
+    with storage_errors(out):  # before the work, not after it
+        out.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     tokenizer = tokenizer_training.train(texts, parsed)
     seconds = time.perf_counter() - began
