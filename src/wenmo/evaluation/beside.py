@@ -72,7 +72,8 @@ def beside(report: Report, task: Task, rows: Rows, answers: Rows, train: Rows) -
     """`answers` are those of `evaluate`, in the order of `rows`; `difference` is the model's figure less the other."""
     if known := _in_both(task, rows, train):
         _log.warning(say(f"{known:,} of the {len(rows):,} rows are among those that the baseline learns from: its "
-                         "figure is too good", f"{len(rows):,} 行中有 {known:,} 行也在基线的训练数据里：基线的分数偏高"))
+                         "figure is too good",
+                         f"{len(rows):,} 行中有 {known:,} 行也在基线的训练数据里：基线的分数偏高"))
     metrics, details = baseline_of(task).measure(task, rows, answers, train, report.seed)
     return replace(report, metrics={**report.metrics, **metrics}, details={**report.details, "baseline": details})
 
