@@ -13,8 +13,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import PARTS, environments, page, plan, rounds, scaling
+import small_data
+from bench import PARTS, environments, page, plan, pretraining_curve, rounds, scaling
 from bench.plot import plot
+from wenmo.files import read_jsonl, write_jsonl
 
 PEERS = Path(__file__).parent.parent / "bench" / "peers"
 
@@ -157,3 +159,34 @@ def test_every_long_proof_has_a_make_target() -> None:
 def test_the_parts_are_modules() -> None:
     for part in PARTS:
         assert importlib.util.find_spec(f"bench.{part}"), f"bench/{part}.py"
+
+
+def test_the_curve_of_pretraining_goes_on_from_one_encoder(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    figures, out = small_data.write(tmp_path / "figures"), tmp_path / "curve"
+    (figures / "shop").mkdir()
+    for part, seed in (("train", 1), ("choose", 2), ("report", 3)):
+        write_jsonl(figures / "shop" / f"{part}.jsonl",
+                    [{"text": text, "label": label} for text, label in small_data.reviews(20, seed)])
+    made = small_data.recipe("masked_lm", steps=10, batch_tokens=256, evaluate_every=5)
+    made["model"]["max_position_embeddings"] = 128
+    monkeypatch.setattr(pretraining_curve, "encoder", lambda threads: made)
+    monkeypatch.setattr(pretraining_curve, "WARMUP", 2)
+
+    def found(*arguments: str) -> list[dict[str, Any]]:
+        monkeypatch.setattr(sys, "argv", ["", str(figures), "--out", str(out), *arguments])
+        pretraining_curve.main()
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    assert found("--points", "10", "20", "--only", "encoder") == []
+    first, second = found("--points", "10", "20", "--seeds", "1")
+    assert (first["steps"], second["steps"]) == (10, 20)
+    assert first["tokens"] < second["tokens"]
+    assert 0 <= second["report"]["value"] <= 1
+    rates = {row["step"]: row["lr"] for row in read_jsonl(out / "encoder-20" / "metrics.jsonl") if "lr" in row}
+    assert rates[20] < rates[10] == pytest.approx(3 * rates[1])  # at the top after two steps of warm-up
+    shared = [read_jsonl(out / name / "metrics.jsonl")[:2] for name in ("encoder-10", "encoder-20", "trunk")]
+    assert shared[0] == shared[1] == shared[2]
+    both = found("--points", "10", "--seeds", "2")[0]
+    assert both["choose"]["each"][:1] == first["choose"]["each"]
+    assert both["seconds"] == first["seconds"]  # nothing was trained twice
