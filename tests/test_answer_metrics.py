@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import string
@@ -14,7 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wenmo.metrics import answer_scores, difference_in_groups, mean_in_groups
+from wenmo.metrics import answer_scores, bootstrap, difference, mean_in_groups
+from wenmo.metrics.comparison import row_mean
 from wenmo.text.intake import Counts, SourceSettings, open_source, read_rows
 
 DATA = Path(os.environ.get("WENMO_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -139,6 +141,17 @@ def test_questions_of_one_context_go_together() -> None:
 
 def test_a_difference_is_paired() -> None:
     noise = np.random.default_rng(0).random(200)
-    found = difference_in_groups(noise + 0.1, noise, list(range(200)), seed=0)
+    found = difference(row_mean(noise + 0.1, list(range(200))), row_mean(noise, list(range(200))), 200, seed=0)
     assert found.value == pytest.approx(0.1)
     assert found.high - found.low < 1e-6
+
+
+def test_of_one_context_or_row_nothing_is_certain() -> None:
+    one = mean_in_groups([1, 0, 1, 1], ["c"] * 4, seed=0)
+    assert (one.value, one.low, one.high) == (0.75, -math.inf, math.inf)
+    perfect = mean_in_groups([1.0] * 20, list(range(20)), seed=0)
+    assert perfect.value == perfect.high == 1 > perfect.low
+    apart = difference(row_mean([1, 1, 0.5], ["c"] * 3), row_mean([0, 0, 0], ["c"] * 3), 3, seed=0)
+    assert (apart.low, apart.high) == (-math.inf, math.inf)
+    alone = bootstrap(lambda rows: np.full(len(rows), 2.0), 1, seed=0)
+    assert (alone.value, alone.low, alone.high) == (2.0, -math.inf, math.inf)

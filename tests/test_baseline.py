@@ -49,6 +49,19 @@ def test_evaluate_reports_it_on_the_same_rows(tmp_path: Path, wenmo: Command, mo
     assert "60 of the 60 rows are among those that the baseline learns from" in caplog.text
 
 
+@pytest.mark.parametrize("few", [[("好", "positive")], [("很好的书", "positive"), ("不好的书", "positive")] * 9])
+def test_too_few_rows_for_a_baseline(few: list[tuple[str, str]], tmp_path: Path, wenmo: Command,
+                                     monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    small_data.write_csv(tmp_path / "reviews-train.csv", ("review", "label"), small_data.reviews(60))
+    small_data.write_csv(tmp_path / "few.csv", ("review", "label"), few)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(small_data.recipe("classification", steps=1)), "utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    result = wenmo("evaluate", "run", "reviews-train.csv", "--baseline", "few.csv")
+    assert result.code == 1
+    assert "a linear baseline cannot learn from these" in result.message[0]
+
+
 def test_a_language_model_stands_beside_counts(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch,
                                                caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
@@ -93,3 +106,19 @@ def test_a_tagger_stands_beside_a_crf(tmp_path: Path, wenmo: Command, monkeypatc
     assert metrics["baseline_f1"]["value"] == 1.0
     assert metrics["difference"]["value"] == pytest.approx(metrics["f1"]["value"] - 1.0, abs=1e-6)
     assert "a CRF on letters and words" in caplog.text
+
+
+def test_a_crf_with_other_tags_than_the_model_is_refused(tmp_path: Path, wenmo: Command,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rows = [{"tokens": [thing, verb], "tags": ["n", "v"]} for thing in ("书", "笔", "纸") for verb in ("来", "去")]
+    write_jsonl(tmp_path / "train.jsonl", rows)
+    write_jsonl(tmp_path / "other.jsonl", [*rows, {"tokens": ["好"], "tags": ["adj"]}])
+    recipe = small_data.recipe("tagging", steps=1)
+    recipe["data"] |= {"train": [{"path": "train.jsonl"}], "choose": {"carve": 0}}
+    recipe["task"] |= {"target": "tags"}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    assert wenmo("train", "recipe.yaml", "--out", "run").code == 0
+    result = wenmo("evaluate", "run", "train.jsonl", "--baseline", "other.jsonl")
+    assert result.code != 0
+    assert "tags that the model does not know: adj" in result.message[0]

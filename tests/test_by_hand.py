@@ -151,6 +151,26 @@ def test_dropout_keeps_and_passes_back_the_same_elements(dtype: torch.dtype) -> 
     assert abs(float((out == 0).double().mean()) - 0.25) < 0.01
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_logits_of_a_large_vocabulary_never_stand_together(learns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    num_words, linear, sizes = 70_000, F.linear, []
+
+    def watched(*given: Any) -> Tensor:
+        sizes.append((found := linear(*given)).numel())
+        return found
+
+    monkeypatch.setattr(F, "linear", watched)
+    weight, features = torch.randn(num_words, 4, requires_grad=learns), torch.randn(1500, 4)
+    targets = torch.arange(1500)
+    with torch.set_grad_enabled(learns):
+        ours = linear_cross_entropy(features, weight, None, targets)
+    assert sum(sizes) == 1500 * num_words
+    assert max(sizes) <= 1 << 25
+    monkeypatch.undo()
+    theirs = F.cross_entropy(features @ weight.t(), targets, reduction="sum")
+    torch.testing.assert_close(ours.detach(), theirs.detach(), rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 def test_loss_of_a_target_that_is_next_to_impossible(label_smoothing: float) -> None:
     """exp(-500) is 0 in fp32; its logarithm is still -500."""

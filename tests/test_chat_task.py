@@ -464,6 +464,11 @@ def test_columns_of_a_table_are_mapped_and_placeholders_filled(tmp_path: Path) -
     [found] = read_sources([settings], tmp_path, ("messages",), (), ("messages",))
     assert found.rows[0].values["messages"] == [{"role": "system", "content": "s"},
                                                 *turns("你是谁", "我是小文，Wen所造")]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in (
+        turns("hi", "ho"), [{"role": "developer", "content": "own"}, *turns("hi", "ho")])), encoding="utf-8")
+    settings_ = SourceSettings(path="a.jsonl", constants={"system": "s"})
+    [found] = read_sources([settings_], tmp_path, ("messages",), (), ("messages",))
+    assert [row.values["messages"][0]["content"] for row in found.rows] == ["s", "own"]
     with pytest.raises(RecipeError, match="nmae"):
         read_sources([settings.model_copy(update={"fill": {**fill, "nmae": "x"}})], tmp_path, ("messages",), ())
     with pytest.raises(DataError, match="no column `messages`"):

@@ -4,6 +4,7 @@ and texts that are too long."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from command import Command, wenmo
 from every_task import CASES, recipe_of
 from small_data import recipe, write_csv
 from wenmo.ensemble import Ensemble, load_all
-from wenmo.errors import ModelError, UsageError
+from wenmo.errors import DataError, ModelError, UsageError
 from wenmo.evaluation.comparison import compare
 from wenmo.files import read_jsonl
 from wenmo.loaded import load
@@ -25,6 +26,7 @@ from wenmo.metrics import Estimate, difference, paired_bootstrap
 from wenmo.metrics.comparison import row_macro_f1, row_mean, row_ratio
 from wenmo.metrics.correlation import row_pearson
 from wenmo.stages.average import average
+from wenmo.stages.compress import compress
 from wenmo.stages.evaluate import evaluate
 from wenmo.stages.library import train
 from wenmo.stages.predict import predict
@@ -310,6 +312,48 @@ def test_models_of_other_kinds_are_refused(other: str, what: str, tmp_path: Path
     with pytest.raises(ModelError, match=what):
         average(["a", other], tmp_path / "mean")
     assert not (tmp_path / "mean").exists()
+
+
+def test_weights_in_few_bits_have_no_mean(tmp_path: Path) -> None:
+    compress("a", tmp_path / "small", {"format": "int8"})
+    with pytest.raises(ModelError, match="few bits"):
+        average([str(tmp_path / "small")] * 2, tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
+
+
+def test_what_was_tuned_may_differ_and_is_left_out(tmp_path: Path) -> None:
+    shutil.copytree("a/model", tmp_path / "tuned")
+    card = json.loads((tmp_path / "tuned" / "wenmo.json").read_text(encoding="utf-8"))
+    card["tasks"]["classification"]["thresholds"] = {"positive": 0.3}
+    (tmp_path / "tuned" / "wenmo.json").write_text(json.dumps(card), encoding="utf-8")
+    average([str(tmp_path / "tuned"), "b"], tmp_path / "mean")
+    mean = json.loads((tmp_path / "mean" / "wenmo.json").read_text(encoding="utf-8"))
+    assert "thresholds" not in mean["tasks"]["classification"]
+    assert mean["tasks"]["classification"]["labels"] == card["tasks"]["classification"]["labels"]
+
+
+@pytest.mark.parametrize("command", [
+    ("compress", "M", "--format", "int8", "--out", "M"), ("average", "a", "M", "--out", "M"),
+    ("compress", "M", "--format", "int8", "--out", "R/model"), ("tokenizer", "train", "data/people.txt", "--out", "M"),
+    ("evaluate", "M", "T", "--predictions", "T"), ("embed", "M", "T", "--out", "T"),
+])
+def test_nothing_that_is_read_is_replaced(command: tuple[str, ...], wenmo: Command, tmp_path: Path) -> None:
+    shutil.copytree("a", tmp_path / "R")
+    shutil.copytree("a/model", tmp_path / "M")
+    (tmp_path / "T.jsonl").write_text('{"text": "很好", "label": "positive"}\n', encoding="utf-8")
+    there = {"M": tmp_path / "M", "R/model": tmp_path / "R" / "model", "T": tmp_path / "T.jsonl"}
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    result = wenmo(*(there.get(part, part) for part in command))
+    assert result.code == 2, result.err
+    assert len(result.message) == 3
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("row", [5, None, {"text": 5}, {"text": ["a"]}, {"text": "  "}, {"text": True}])
+def test_what_is_no_text_is_refused_from_python_too(row: Any) -> None:
+    with pytest.raises(DataError) as caught:
+        load("a").predict([row])
+    assert len(str(caught.value).splitlines()) == 3
 
 
 def test_an_average_needs_two_and_a_new_folder(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from seqeval.metrics import classification_report
 
 from wenmo.errors import DataError
-from wenmo.metrics.entities import share_of_tokens, span_report
+from wenmo.metrics.entities import share_of_rows, span_report
 from wenmo.text.tagging_schemes import Scheme, all_tags, entities_of
 
 X, Y = "X", "Y"
@@ -85,8 +85,8 @@ def test_words_are_spans_without_a_type() -> None:
     assert report["details"] == {}
 
 
-def test_the_share_of_tokens() -> None:
-    estimate = share_of_tokens([3, 5, 0], [4, 5, 1], seed=0)
+def test_the_share_of_rows() -> None:
+    estimate = share_of_rows([3, 5, 0], [4, 5, 1], seed=0)
     assert estimate.value == pytest.approx(0.8)
     assert estimate.low < 0.8 < estimate.high
 

@@ -56,6 +56,11 @@ def test_a_named_encoding_drops_its_byte_order_mark(tmp_path, encoding):
     assert values(read(tmp_path, "a.csv", encoding=encoding)[0]) == [{"text": REVIEW, "label": "1"}]
 
 
+def test_utf_16_without_a_mark_is_little_endian(tmp_path):
+    put(tmp_path, "a.csv", f"text,label\r\n{REVIEW},1\r\n", "utf-16-le")
+    assert values(read(tmp_path, "a.csv", encoding="utf-16")[0]) == [{"text": REVIEW, "label": "1"}]
+
+
 def test_one_byte_of_latin_1_among_plain_lines(tmp_path):
     put(tmp_path, "a.txt", "\n".join(["plain"] * 500 + ["caf\u00e9"]), "latin-1")
     assert texts(read(tmp_path, "a.txt")[0])[-1] == "café"

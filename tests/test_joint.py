@@ -16,12 +16,14 @@ import wenmo
 from wenmo.config import parse
 from wenmo.data.sequence import IGNORED, Batch, Sequence, collate
 from wenmo.errors import DataError, RecipeError
+from wenmo.evaluation import validation
 from wenmo.loaded import load
 from wenmo.models import TaskView
 from wenmo.objectives import hidden_of
 from wenmo.recipe import parse_recipe
 from wenmo.stages.evaluate import evaluate
 from wenmo.stages.prepare import Corpus
+from wenmo.stages.sweep import _refuse_unmeasured as refuse_unmeasured
 from wenmo.tasks import Joint, JointSettings, Lengths
 
 CITIES = ("paris", "london", "rome", "berlin", "madrid", "vienna")
@@ -169,7 +171,7 @@ def test_parts_over_different_columns_are_sequences_of_their_own() -> None:
         sum(float(term.sum.detach()) for term in joint.objective().terms(model, batch)), abs=1e-4)
 
 
-def test_a_mixture_of_sources_for_different_tasks(tmp_path: Path) -> None:
+def test_a_mixture_of_sources_for_different_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, [{"text": row["text"], "mood": row["mood"]} for row in moods()], "moods.jsonl")
     write(tmp_path, [{"text": row["text"], "length": row["length"]} for row in moods()[:30]], "lengths.jsonl")
     made = recipe(MOOD_AND_LENGTH, steps=6, evaluate_every=3, best={"metric": {"mood.accuracy": 1}})
@@ -180,6 +182,11 @@ def test_a_mixture_of_sources_for_different_tasks(tmp_path: Path) -> None:
     chosen = {row.values["text"] for row in rows.choose}
     assert not chosen & {row.values["text"] for source in rows.train for row in source.rows}
     assert len(rows.train[1].rows) > 15  # the same texts stand in both sources, for another task
+    monkeypatch.setattr(validation, "BATCH_TOKENS", 8)  # so that the first batch has no row of the other task
+    for name in ("mood.accuracy", "length.mae"):
+        refuse_unmeasured(parse_recipe(made, "test"), name, tmp_path, None, None)
+    with pytest.raises(RecipeError, match="no metric"):
+        refuse_unmeasured(parse_recipe(made, "test"), "length.accuracy", tmp_path, None, None)
     report = evaluate(str(tmp_path / "run"), str(tmp_path / "moods.jsonl"))
     assert {name.split(".")[0] for name in report.metrics} == {"mood"}
 

@@ -126,6 +126,13 @@ def test_the_threshold_is_the_best_of_all() -> None:
     assert best_f1_threshold([0.1, 0.2], [False, False]) == 0.5
 
 
+def test_a_threshold_of_rare_labels_is_not_rounded_to_none() -> None:
+    task = MultiLabel(MultiLabelSettings(labels=("x", "y")), None, None)  # type: ignore[arg-type]
+    said = [[np.array([chance, 0.9])] for chance in (3e-7, 1e-7, 1e-8)]
+    tuned = task.tuned([{"labels": ["x", "y"]}, {"labels": ["y"]}, {"labels": ["y"]}], lambda: said)
+    assert tuned.settings.thresholds["x"] == pytest.approx(2e-7)
+
+
 def test_the_loss_is_torchs() -> None:
     from wenmo.data.sequence import Sequence, collate
     from wenmo.objectives import multi_label

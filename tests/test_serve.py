@@ -301,6 +301,22 @@ def test_responses_call_tools_and_keep_to_schemas(client) -> None:
 # Vectors and tasks ------------------------------------------------------------------------------------
 
 
+def test_null_is_what_is_left_out(url) -> None:
+    asked = {"model": "chat", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2, "temperature": 0}
+    plain = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60).json()
+    nulls = httpx.post(f"{url}/v1/chat/completions", json={**asked, "n": None, "stream": None}, timeout=60).json()
+    assert nulls["choices"] == plain["choices"]
+    assert httpx.post(f"{url}/v1/responses", json={"model": "chat", "input": "hi", "stream": None,
+                                                   "max_output_tokens": 2}, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("body", ["{bad", "", "[1, 2"])
+def test_a_body_that_is_no_json_is_told_so(url, body) -> None:
+    found = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})
+    assert (found.status_code, found.json()["error"]["code"], found.json()["error"]["param"]) == (
+        400, "invalid_json", None)
+
+
 def test_embeddings(client, references) -> None:
     texts = ["汉字", "letters and emoji"]
     expected = load(references["encoder"]).embed(texts)

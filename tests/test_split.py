@@ -86,3 +86,30 @@ def test_parts_that_make_no_sense(tmp_path: Path, wenmo: Command, wanted: list[s
     assert result.code in (1, 2)
     assert fault in result.err
     assert not list(tmp_path.glob("out/*.jsonl"))
+
+
+def test_what_is_read_is_never_overwritten(tmp_path: Path, wenmo: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "train.jsonl", [{"text": text, "label": label} for text, label in small_data.reviews(40)])
+    before = (tmp_path / "train.jsonl").read_bytes()
+    for given in ("train.jsonl", "tr*.jsonl"):
+        result = wenmo("split", given, "report=10", "train", "--out", ".")
+        assert result.code == 2
+        assert "would be overwritten" in result.message[0]
+    assert (tmp_path / "train.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(("row", "kept"), [
+    ({"question": "谁？", "context": "是我。", "answers": [{"text": "我", "answer_start": 1}], "id": "7"},
+     {"question", "context", "answers"}),
+    ({"text": "好", "score": 1.5}, {"text"}), ({"text": "好", "label": "x", "id": 7}, {"text", "label"}),
+])
+def test_the_usual_columns_of_a_file_are_kept(tmp_path: Path, wenmo: Command, row: dict, kept: set[str],
+                                              caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    first = next(iter(row))
+    write_jsonl(tmp_path / "rows.jsonl", [{**row, first: f"{row[first]}{number}"} for number in range(20)])
+    result = wenmo("split", tmp_path / "rows.jsonl", "report=5", "train", "--out", tmp_path / "parts")
+    assert result.code == 0
+    assert "other columns are left out" in caplog.text
+    assert set(read_jsonl(tmp_path / "parts" / "train.jsonl")[0]) == kept

@@ -26,6 +26,7 @@ from wenmo.tensors import load_tensors
 from wenmo.training import checkpoint
 from wenmo.training.lr_range import Watch, rate_at, suggest
 from wenmo.training.run import Run
+from wenmo.training.unfreezing import UnfreezeSettings
 
 __all__ = ["wenmo"]  # a fixture
 
@@ -261,6 +262,12 @@ def test_find_lr_suggests_a_rate_that_trains_and_leaves_nothing_behind(
     assert found.overrides()[0] in page
     # the state of the loop alone decides: asked again, the same curve
     assert find_lr(made, data_root=data, num_steps=50, low=1e-5).losses == found.losses
+
+
+def test_find_lr_steps_as_training_would(data: Path) -> None:
+    made = parse_recipe(recipe("classification"), "here")
+    frozen = made.model_copy(update={"train": made.train.model_copy(update={"unfreeze": UnfreezeSettings(every=1000)})})
+    assert find_lr(frozen, data_root=data, num_steps=8).losses != find_lr(made, data_root=data, num_steps=8).losses
 
 
 def test_the_command_prints_a_table_or_one_json_object(tmp_path: Path, data: Path, wenmo: Command) -> None:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import small_data
 from small_data import BAD, GOOD, THINGS, recipe, write_csv
 from wenmo import golden
 from wenmo.data.sources import carve
-from wenmo.errors import CheckpointError, RunLocked
+from wenmo.errors import CheckpointError, DataError, NumericsError, RunLocked
 from wenmo.files import read_jsonl, sha256_file
 from wenmo.loaded import load
 from wenmo.recipe import parse_recipe
@@ -32,6 +33,9 @@ from wenmo.stages.evaluate import evaluate
 from wenmo.stages.library import train
 from wenmo.stages.prepare import Corpus
 from wenmo.stages.train import Trained
+from wenmo.tasks import Lengths, create_task
+from wenmo.tasks.classification import ClassificationSettings
+from wenmo.tasks.labels import labels_of
 from wenmo.tensors import load_tensors
 from wenmo.text import tokenizer_training
 from wenmo.text.intake import Row
@@ -437,3 +441,41 @@ def test_the_functions_of_wenmo_are_hidden_by_no_room() -> None:
     code = ("import wenmo.training.loop; import wenmo.stages.train; import wenmo; "
             "assert callable(wenmo.train) and callable(wenmo.load)")
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_training_that_diverged_says_what_to_do(tmp_path: Path, data: Path) -> None:
+    made = recipe("classification", steps=2, optimizer={"type": "sgd", "lr": 1e38}, non_finite="skip")
+    with pytest.raises(NumericsError, match="diverged") as caught:
+        run(made, tmp_path / "run", data)
+    assert "find-lr" in caught.value.mend
+
+
+# Pairs that are too long ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("too_long", "lengths", "kept"), [
+    ("head", (4, 4), ("abcd", "abc")), ("tail", (4, 4), ("abcd", "bcd")), ("head", (8, 8), ("abcd", "abc")),
+    ("tail", (8, 2), ("defgh", "ab")), ("head", (2, 8), ("ab", "abcde")), ("head", (3, 4), ("abc", "abcd")),
+    ("refuse", (4, 4), None),
+])
+def test_the_longer_text_of_a_pair_gives_way_first(too_long: Any, lengths: tuple[int, int],
+                                                   kept: tuple[str, str] | None) -> None:
+    tokenizer = tokenizer_training.train(["a b c d e f g h"], TokenizerSettings(type="wordpiece", vocab_size=40))
+    task = create_task(ClassificationSettings(pair=True, labels=("x", "y")), tokenizer,
+                       Lengths(max_tokens=10, too_long=too_long))
+    row = {"text_a": " ".join("abcdefgh"[: lengths[0]]), "text_b": " ".join("abcdefgh"[: lengths[1]]), "label": "x"}
+    if kept is None:
+        with pytest.raises(DataError, match="4 tokens, 3 fit"):
+            task.encode(0, row, with_targets=True)
+        return
+    [sequence] = task.encode(0, row, with_targets=True).sequences
+    ids, segments = sequence.tokens["ids"], sequence.tokens["segments"]
+    found = ["".join(tokenizer.token(int(id)) for id in ids[segments == part] if int(id) not in tokenizer.control_ids)
+             for part in (0, 1)]
+    assert tuple(found) == kept
+
+
+@pytest.mark.parametrize("names", [["①", "②"], ["--2", "1"], ["3²", "4"], ["-2", "10", "9"]])
+def test_labels_that_look_like_numbers_are_names(names: list[str]) -> None:
+    expected = ("-2", "9", "10") if "10" in names else tuple(sorted(names))
+    assert labels_of(Counter(names), None) == expected

@@ -18,6 +18,7 @@ from wenmo.errors import say
 from wenmo.metrics import Estimate
 
 Point = tuple[float, float]
+MAX_POINTS = 400  # of a line
 _NOT_TEXT = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
 
@@ -69,11 +70,11 @@ def running_mean(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def thinned(points: Sequence[Point], limit: int = 400) -> list[Point]:
-    """At most about `limit` points: of each stretch the first, lowest, highest and last, so that no spike is lost."""
-    if len(points) <= limit:
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most about MAX_POINTS: of each stretch the first, lowest, highest and last, so that no spike is lost."""
+    if len(points) <= MAX_POINTS:
         return list(points)
-    size = math.ceil(4 * len(points) / limit)
+    size = math.ceil(4 * len(points) / MAX_POINTS)
     kept = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]

@@ -205,6 +205,6 @@ def begin_peak_memory(on: torch.device) -> None:
         return
 
 
-def torch_rng(*parts: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+def torch_rng(*parts: int | str) -> torch.Generator:
     """torch's generator for `key(*parts)`."""
-    return torch.Generator(device=device).manual_seed(key(*parts))
+    return torch.Generator().manual_seed(key(*parts))

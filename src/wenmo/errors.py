@@ -47,6 +47,11 @@ class WenmoError(ValueError):
         self.where = where
         self.mend = mend
 
+    @property
+    def in_a_line(self) -> str:
+        """Without the mend, for a list of faults."""
+        return f"{self.what} ({self.where})" if self.where else self.what
+
     def __str__(self) -> str:
         lines = [self.what]
         if self.where:

@@ -49,6 +49,11 @@ def in_words(fault: Mapping[str, Any]) -> str:
         case "literal_error":
             wanted = str(given["expected"])
             return say(f"wanted is {wanted}", f"应为 {wanted.replace(', ', '、').replace(' or ', ' 或 ')}")
+        case "union_tag_invalid":
+            wanted = str(given["expected_tags"])
+            return say(f"wanted is one of {wanted}", f"应为 {wanted.replace(', ', '、')} 之一")
+        case "json_invalid":
+            return say("it is no valid JSON", "不是合法的 JSON")
         case "string_pattern_mismatch":
             return _pattern_in_words(given["pattern"])
         case "greater_than":

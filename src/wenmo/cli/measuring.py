@@ -37,7 +37,7 @@ def split(
     from wenmo.stages.split import split as run
 
     source = source_of(columns, None, encoding)
-    names = tuple(source.get("columns", {})) or ("text", "label")
+    names = tuple(source.get("columns", {})) or None
     print_facts(run([data], out, parts, columns=names, source=source, group=group, seed=seed), as_json)
 
 

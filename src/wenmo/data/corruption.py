@@ -16,8 +16,7 @@ import numpy as np
 
 from wenmo.data.shards import Shards
 from wenmo.errors import DataError, say
-
-IGNORED = -100  # a target that is not learned
+from wenmo.nn.cross_entropy import IGNORED
 
 
 def mask_tokens(

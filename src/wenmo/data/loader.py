@@ -148,20 +148,20 @@ class Loader:
         return _Plan(epoch, order, lengths, bounds[batch], bounds[batch + 1])
 
 
-def evaluation_batches(examples: Examples, batch_tokens: int, epoch: int = 0) -> Iterator[Batch]:
+def evaluation_batches(examples: Examples, batch_tokens: int) -> Iterator[Batch]:
     """All examples once, the longest first: what does not fit into memory fails at once.
 
     `Flat.rows` says which row each sequence belongs to, so that results can be put back in order.
     """
-    lengths = examples.lengths(epoch)
+    lengths = examples.lengths(0)
     if 0 < lengths.sum() <= batch_tokens:  # a server's: numpy's sort lets other threads run, which is long here
         order = np.array(sorted(range(len(lengths)), key=lengths.tolist().__getitem__, reverse=True), np.int64)
-        yield _built(examples, order, lengths, epoch)
+        yield _built(examples, order, lengths, 0)
         return
     order = np.argsort(-lengths, kind="stable")
     bounds = _filled(lengths[order], batch_tokens)
     for start, end in pairwise(bounds):
-        yield _built(examples, order[start:end], lengths[order[start:end]], epoch)
+        yield _built(examples, order[start:end], lengths[order[start:end]], 0)
 
 
 def _built(examples: Examples, indices: np.ndarray, lengths: np.ndarray, epoch: int) -> Batch:

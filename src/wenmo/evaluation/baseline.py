@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wenmo.device import numpy_rng
-from wenmo.errors import MissingExtra, say
+from wenmo.errors import DataError, MissingExtra, say
 
 Rows = Sequence[tuple[str, str]]
 
@@ -38,6 +38,16 @@ def tuned_svm(train: Rows, texts: Sequence[str], seed: int) -> tuple[list[str], 
     """A linear SVM (Joachims 1998) → (labels, what was chosen). FEATURES and STRENGTHS are tried on a tenth of the
     training rows held out by the seed; the best is fitted on all of them."""
     tfidf, _, svm = sklearn_parts()
+    try:
+        return _tuned_svm(tfidf, svm, train, texts, seed)
+    except ValueError as error:  # one class alone, or no piece of text that stands in two rows
+        raise DataError(say(f"a linear baseline cannot learn from these {len(train):,} rows: {error}",
+                            f"线性基线无法从这 {len(train):,} 行中学习：{error}"), where="--baseline",
+                        mend=say("give more training rows, of two labels at least",
+                                 "请给出更多训练数据，至少包含两种标签")) from error
+
+
+def _tuned_svm(tfidf: Any, svm: Any, train: Rows, texts: Sequence[str], seed: int) -> tuple[list[str], dict[str, Any]]:
     order = numpy_rng("baseline", seed).permutation(len(train))
     num_held = max(1, min(len(train) // 10, MOST_HELD_OUT))
     held, rest = [train[i] for i in order[:num_held]], [train[i] for i in order[num_held:]]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wenmo.errors import MissingExtra, say
+from wenmo.errors import DataError, MissingExtra, say
 from wenmo.metrics import Estimate
 from wenmo.metrics.comparison import difference
 from wenmo.tasks.tagging import Tagging
@@ -29,8 +29,13 @@ def main_metric_of_tags(task: Tagging) -> str:
 def beside_crf(task: Any, rows: Rows, answers: Rows, train: Rows, seed: int) -> tuple[dict[str, Estimate],
                                                                                    dict[str, Any]]:
     """The CRF's figure on the rows, and the difference by paired bootstrap over sentences; with its settings."""
-    metric = main_metric_of_tags(task)
-    theirs = crf_tags([task.tagged(row) for row in train], [task.tagged(row)[0] for row in rows])
+    metric, learnt = main_metric_of_tags(task), [task.tagged(row) for row in train]
+    strange = sorted({tag for _, tags in learnt for tag in tags} - set(task.labels))
+    if strange and task.settings.own_scheme is None:
+        raise DataError(say(f"these rows have tags that the model does not know: {', '.join(strange)}",
+                            f"这些数据里有模型不认识的标签：{'、'.join(strange)}"), where="--baseline",
+                        mend=say("give the rows that the model learned from", "请给出模型训练所用的数据"))
+    theirs = crf_tags(learnt, [task.tagged(row)[0] for row in rows])
     given = list(rows)
     ours = task.measured(given, [_tags_in(task, answer) for answer in answers], seed)
     baseline = task.measured(given, theirs, seed)

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from wenmo.metrics import Estimate, answer_scores, difference_in_groups, mean_in_groups
+from wenmo.metrics import Estimate, answer_scores, mean_in_groups
+from wenmo.metrics.comparison import difference, row_mean
 from wenmo.tasks import Task
 from wenmo.tasks.answers import accepted_answers
 from wenmo.text.words import units
@@ -103,5 +104,5 @@ def beside_sentences(task: Task, rows: Rows, answers: Rows, train: Rows, seed: i
         metrics[f"{name}_exact_match"] = mean_in_groups([match for match, _ in scores[name]], contexts, seed)
         metrics[f"{name}_f1"] = mean_in_groups(f1[name], contexts, seed)
     better = max(("overlap", "bm25"), key=lambda name: sum(f1[name]))
-    metrics["difference"] = difference_in_groups(f1["model"], f1[better], contexts, seed)
+    metrics["difference"] = difference(row_mean(f1["model"], contexts), row_mean(f1[better], contexts), len(rows), seed)
     return metrics, {"better": better}

@@ -5,7 +5,7 @@ In: the model as it is, examples with targets, the rows. Out: plain numbers by n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,14 @@ def first_batch(model: LanguageModel, task: Task, objective: Objective, examples
     all_examples = (examples.sequences(index, 0) for index in range(len(examples.lengths(0))))
     whole = Rows(example for example in all_examples if example[0].row in seen)
     return _measured(model, task, objective, evaluation_batches(whole, BATCH_TOKENS), rows, on)
+
+
+def measures_of(names: Collection[str], model: LanguageModel, task: Task, objective: Objective, examples: Examples,
+                rows: list[Mapping[str, Any]], on: Device) -> dict[str, float]:
+    """`first_batch`, or where that has not all of the names, as it may hold no row of one of several tasks, `validate`.
+    """
+    found = first_batch(model, task, objective, examples, rows, on)
+    return found if all(name in found for name in names) else validate(model, task, objective, examples, rows, on)
 
 
 def outputs_of(model: LanguageModel, task: Task, examples: Examples, num_rows: int, on: Device) -> list[list[Any]]:

@@ -14,8 +14,9 @@ from wenmo.loaded.held import Held
 from wenmo.tasks import Encoded, Joint, Lengths, Task, create_task
 from wenmo.tasks.language_modeling import CausalLMSettings
 from wenmo.tasks.tagging import Tagging
+from wenmo.tasks.task import row_name
 from wenmo.text.messages import asked as asked_messages
-from wenmo.text.source import text_column
+from wenmo.text.source import STRINGS, text_column
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +78,11 @@ class Answers(Held):
             try:
                 if isinstance(given, DataError):
                     raise given
+                if not isinstance(given, str | Mapping):
+                    raise DataError(
+                        say(f"this is {type(given).__name__}, and no row",
+                            f"这是 {type(given).__name__}，不是一行数据"), where=row_name(number),
+                        mend=say("give a text, or its columns by name", "请给出文本，或各列的名与值"))
                 row = {text_column(chosen.settings.columns): given} if isinstance(given, str) else given
                 asked.append(Asked(row, self._asked(number, row, chosen)))
             except DataError as error:
@@ -94,10 +100,15 @@ class Answers(Held):
         if isinstance(task, Tagging):
             row = task.question(row)
         for column in () if isinstance(task, Joint) else task.settings.columns:  # a joint task takes what is there
-            if row.get(column) in (None, "", []):
+            value = row.get(column)
+            if column in STRINGS and value is not None and not isinstance(value, str):
+                raise DataError(say(f"`{column}` is {type(value).__name__}, not a text",
+                                    f"`{column}` 是 {type(value).__name__}，不是文本"), where=row_name(number),
+                                mend=say("give it as a string", "请以字符串给出"))
+            if value in (None, [], {}) or (isinstance(value, str) and not value.strip()):
                 raise DataError(
                     say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
-                    where=say(f"row {number + 1}", f"第 {number + 1} 行"),
+                    where=row_name(number),
                     mend=say(f"this task needs: {', '.join(task.settings.columns)}",
                              f"此任务需要：{', '.join(task.settings.columns)}"))
         return self._encoded(number, row, task, with_targets=False)

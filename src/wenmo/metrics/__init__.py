@@ -10,6 +10,7 @@ Which interval, and why that one (B rows, C classes; the coverage of each is sim
                                   from a multinomial, so that a resample costs C² numbers instead of B.
     calibration error             reversed ("basic") bootstrap over rows: resampling adds noise to a sum of absolute
                                   gaps, so that the plain percentiles lie too high and may not even hold the value.
+    exact match, F1 of answers    bootstrap over contexts and an imagined one, half right.
     perplexity, bits per byte     bootstrap over documents of a ratio of sums, widened when documents are few.
     difference of two models      bootstrap over rows of the pairs, on the same rows.
     mean of several runs          Student's t over folds or seeds: the only one here that knows how runs differ.
@@ -20,7 +21,7 @@ another training seed, and rows that belong together (sentences of one document)
 
 from __future__ import annotations
 
-from wenmo.metrics.answers import AnswerRules, answer_scores, difference_in_groups, mean_in_groups
+from wenmo.metrics.answers import answer_scores, mean_in_groups
 from wenmo.metrics.classification import (
     ClassScores,
     accuracy,
@@ -43,8 +44,8 @@ from wenmo.metrics.estimates import (
 )
 from wenmo.metrics.likelihood import bits_per_byte, bits_per_character, perplexity
 
-__all__ = ["RESAMPLES", "AnswerRules", "ClassScores", "Estimate", "Statistic", "accuracy", "answer_scores",
+__all__ = ["RESAMPLES", "ClassScores", "Estimate", "Statistic", "accuracy", "answer_scores",
            "bits_per_byte", "bits_per_character", "bootstrap", "classification_report", "confusion_matrix",
-           "difference", "difference_in_groups", "expected_calibration_error", "f1_estimates", "lower_is_better",
+           "difference", "expected_calibration_error", "f1_estimates", "lower_is_better",
            "mean_in_groups", "mean_of_runs", "paired_bootstrap", "perplexity", "precision_recall_f1", "wilson",
            "within_noise"]

@@ -13,6 +13,7 @@ A question without accepted answers is right if, and only if, no answer is given
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
@@ -21,7 +22,8 @@ from typing import Literal
 
 import numpy as np
 
-from wenmo.metrics.estimates import Estimate, bootstrap
+from wenmo.metrics.entities import share_of_rows
+from wenmo.metrics.estimates import Estimate
 
 AnswerRules = Literal["squad", "cmrc"]
 
@@ -79,16 +81,11 @@ def _longest_run(a: Sequence[str], b: Sequence[str]) -> int:
 
 
 def mean_in_groups(values: Sequence[float], groups: Sequence[Hashable], seed: int) -> Estimate:
-    """The mean of values [B] with an interval that resamples the groups they fall in (contexts, articles, documents):
-    values of one group go together, and as if they did not the interval would be too narrow."""
+    """The mean of values [B] from 0 to 1 with an interval that resamples the groups they fall in (contexts, articles,
+    documents) and an imagined one, whose mean is a half: values of one group go together, and as if they did not the
+    interval would be too narrow. One group tells nothing of its spread."""
     place: dict[Hashable, int] = {}
     numbers = [place.setdefault(group, len(place)) for group in groups]
-    sums_G = np.bincount(numbers, weights=values, minlength=len(place))
-    sizes_G = np.bincount(numbers, minlength=len(place))
-    return bootstrap(lambda drawn: sums_G[drawn].sum(1) / sizes_G[drawn].sum(1), len(place), seed)
-
-
-def difference_in_groups(ours: Sequence[float], theirs: Sequence[float], groups: Sequence[Hashable],
-                         seed: int) -> Estimate:
-    """Mean of ours − theirs on the same questions, pairs resampled by group."""
-    return mean_in_groups([a - b for a, b in zip(ours, theirs, strict=True)], groups, seed)
+    if len(place) == 1:
+        return Estimate(float(np.mean(values)), -math.inf, math.inf)
+    return share_of_rows(np.bincount(numbers, weights=values), np.bincount(numbers), seed)

@@ -63,15 +63,15 @@ def span_report(true: Sequence[Iterable[Span]], found: Sequence[Iterable[Span]],
     return {"metrics": metrics, "details": {"per_class": per_type} if len(types) > 1 else {}, "statistics": statistics}
 
 
-def share_of_tokens(right: ArrayLike, total: ArrayLike, seed: int) -> Estimate:
-    """Σ right / Σ total, [B] each: the share of words with the right tag, sentences resampled as above."""
+def share_of_rows(right: ArrayLike, total: ArrayLike, seed: int) -> Estimate:
+    """Σ right / Σ total, [B] each, such as the share of words with the right tag: sentences resampled as above, the
+    imagined one half right."""
     right_B, total_B = np.asarray(right, np.float64), np.asarray(total, np.float64)
-    n = check_some(len(right_B))
+    check_some(len(right_B))
     table_B3 = np.stack([right_B, total_B, total_B], 1)[:, None]
     drawn_R13, imagined_R13 = _resampled(table_B3, seed, (total_B.mean() / 2, total_B.mean(), total_B.mean()))
     drawn_R13 = drawn_R13 + imagined_R13
     value = float(ratio(right_B.sum(), total_B.sum()))
-    assert n == len(total_B)
     return around(value, *np.quantile(ratio(drawn_R13[:, 0, 0], drawn_R13[:, 0, 1]), TAILS))
 
 

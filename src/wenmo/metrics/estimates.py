@@ -71,10 +71,12 @@ def bootstrap(
     """Percentile bootstrap (Efron 1979) of a statistic of `n` exchangeable rows.
 
     `statistic` takes row numbers [R, n], one resample a line, and gives its R values; few lines come at a time,
-    so that memory stays small. The value is the statistic of all rows, each once.
+    so that memory stays small. The value is the statistic of all rows, each once. One row tells nothing of its spread.
     """
     check_some(n)
     value = float(statistic(np.arange(n)[None])[0])
+    if n == 1:
+        return Estimate(value, -math.inf, math.inf)
     low, high = np.quantile(resampled(statistic, n, keyed_rng(seed, "rows"), resamples), TAILS)
     return around(value, low, high)
 

@@ -23,6 +23,8 @@ from torch import Tensor
 from wenmo.nn.attention import attention, in_window
 from wenmo.nn.padding import Padding, positions_of
 
+FILL = 2 / 3  # of a rectangle, at least
+FEW_TOKENS = 256  # are not worth a rectangle of their own
 # (query positions [B or 1, T], key positions [S]) → what is added to the scores, [B or 1, N, T, S]
 Bias = Callable[[Tensor, Tensor], Tensor]
 
@@ -43,7 +45,7 @@ class Packed:
     """Sequences end to end, isolated: position t of a sequence sees that sequence alone (if causal, up to t).
 
     Sequences of like length share a rectangle, so that the cost is near Σ length² and padding never exceeds a
-    third; equally long neighbours are attended in place, without a copy.
+    third of a rectangle of more than FEW_TOKENS; equally long neighbours are attended in place, without a copy.
     """
 
     def __init__(self, lengths: Sequence[int], *, causal: bool, dropout: float = 0.0,
@@ -82,13 +84,13 @@ class Packed:
         return out if self.order_M is None else out.index_select(0, self.order_M)
 
 
-def groups_of_like_length(lengths: Sequence[int], fill: float = 2 / 3, smallest_tokens: int = 256) -> list[list[int]]:
-    """Sequence numbers in groups whose rectangle is at least `fill` full (or holds few tokens), longest first."""
+def groups_of_like_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Sequence numbers in groups whose rectangle is at least FILL full (or holds few tokens), longest first."""
     groups: list[list[int]] = []
     longest = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = lengths[index]
-        if groups and (length >= fill * longest or longest * (len(groups[-1]) + 1) <= smallest_tokens):
+        if groups and (length >= FILL * longest or longest * (len(groups[-1]) + 1) <= FEW_TOKENS):
             groups[-1].append(index)
         else:
             groups.append([index])

@@ -37,11 +37,16 @@ def linear_cross_entropy(
     weight = weight_VD.to(features_XD.dtype)
     bias = None if bias_V is None else bias_V.to(features_XD.dtype)
     total = features_XD.new_zeros((), dtype=torch.float32)
-    for rows in range(0, features_XD.shape[0], CHUNK_ROWS):
-        logits = F.linear(features_XD[rows : rows + CHUNK_ROWS], weight, bias).float()
-        total = total + F.cross_entropy(logits, targets_X[rows : rows + CHUNK_ROWS], reduction="sum",
+    most = rows_at_once(len(weight))
+    for chunk, targets in zip(torch.split(features_XD, most), torch.split(targets_X, most), strict=True):
+        total = total + F.cross_entropy(F.linear(chunk, weight, bias).float(), targets, reduction="sum",
                                         label_smoothing=label_smoothing, ignore_index=IGNORED)
     return total
+
+
+def rows_at_once(num_words: int, *, learns_weight: bool = False) -> int:
+    """Whose logits may stand in memory together."""
+    return min(CHUNK_ROWS, max(1, (CHUNK_LOGITS_LEARNT if learns_weight else CHUNK_LOGITS) // num_words))
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -56,7 +61,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         learns_weight, learns_bias = ctx.needs_input_grad[1:3]  # a frozen vocabulary costs a third less
         d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if learns_weight else None
         d_bias = torch.zeros_like(bias_V, dtype=torch.float32) if bias_V is not None and learns_bias else None
-        most = min(CHUNK_ROWS, max(1, (CHUNK_LOGITS_LEARNT if learns_weight else CHUNK_LOGITS) // num_words))
+        most = rows_at_once(num_words, learns_weight=learns_weight)
         block_rows = max(1, BLOCK_LOGITS // num_words)
         kernels, targets_X = kernels_for(features_XD), targets_X.contiguous()
         for chunk, targets in zip(torch.split(features_XD, most), torch.split(targets_X, most), strict=True):

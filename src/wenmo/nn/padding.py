@@ -58,7 +58,7 @@ class Padding:
             padded = x_MNH[self.view[0] : self.view[1]]
         else:
             gather: Any = _Gather.apply
-            padded = gather(x_MNH, self.token_BT.flatten(), self.slot_X, self.real_BT)
+            padded = gather(x_MNH, self.token_BT.flatten(), self.slot_X)
         rectangle: Tensor = padded.view(self.num_rows, self.longest, *x_MNH.shape[1:])
         return rectangle
 
@@ -75,14 +75,14 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, token_BT: Tensor, slot_X: Tensor, real_BT: Tensor) -> Tensor:
-        ctx.save_for_backward(token_BT, slot_X, real_BT)
+    def forward(ctx: Any, x: Tensor, token_BT: Tensor, slot_X: Tensor) -> Tensor:
+        ctx.save_for_backward(token_BT, slot_X)
         ctx.num_tokens = x.shape[0]
         return x.index_select(0, token_BT)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        token_BT, slot_X, _ = ctx.saved_tensors
+        token_BT, slot_X = ctx.saved_tensors
         result = gradient.new_zeros(ctx.num_tokens, *gradient.shape[1:])
         result.index_copy_(0, token_BT.index_select(0, slot_X), gradient.index_select(0, slot_X))
-        return result, None, None, None
+        return result, None, None

@@ -149,7 +149,7 @@ def timed(check: Callable[[Subject], Check], subject: Subject) -> Check:
     try:
         found = check(subject)
     except WenmoError as error:
-        found = failed(check.__name__, f"{error.what} ({error.where})" if error.where else error.what,
+        found = failed(check.__name__, error.in_a_line,
                        error.mend or say("see the message", "见上述信息"))
     return replace(found, seconds=time.perf_counter() - began)
 

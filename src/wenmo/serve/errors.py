@@ -95,7 +95,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     faults = error.errors()
     fault = max(faults, key=lambda each: len(each["loc"]))
     path = ".".join(str(part) for part in fault["loc"] if part != "body" and not _is_kind(part))
-    if fault["type"] in ("json_invalid", "missing") and not path:
+    if fault["type"] == "json_invalid" or (fault["type"] == "missing" and not path):
         return ApiError(400, say("the body is no valid JSON", "请求体不是合法的 JSON"), code="invalid_json")
     if fault["type"] == "extra_forbidden":
         return ApiError(400, say(f"unknown or unsupported parameter: {path}", f"未知或不支持的参数：{path}"),

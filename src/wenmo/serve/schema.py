@@ -10,11 +10,17 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from wenmo.errors import say
 from wenmo.faults import NAME
 from wenmo.generate import Sampling
+
+
+def null_as(default: Any) -> BeforeValidator:
+    """Some clients write null for what they leave out."""
+    return BeforeValidator(lambda given: default if given is None else given)
+
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -86,9 +92,9 @@ class StreamOptions(Body):
 class Written(Drawn):
     """What chat and plain completions have in common."""
 
-    stream: bool = False
+    stream: Annotated[bool, null_as(False)] = False
     stream_options: StreamOptions | None = None
-    n: int = Field(1, ge=1, lt=2**31)
+    n: Annotated[int, null_as(1)] = Field(1, ge=1, lt=2**31)
     stop: Stop | Annotated[Several[Stop], Field(max_length=16)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -302,7 +308,7 @@ class CompletionRequest(Written):
 
     prompt: str | Ids | Annotated[Several[str] | Several[Ids], Field(min_length=1)]
     max_tokens: Tokens | None = Field(None, description="16 if left out")
-    echo: bool = False
+    echo: Annotated[bool, null_as(False)] = False
     logprobs: int | None = Field(None, ge=0, le=20)
 
     model_config = ConfigDict(json_schema_extra={"examples": [{

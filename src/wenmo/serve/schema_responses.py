@@ -22,6 +22,7 @@ from wenmo.serve.schema import (
     Several,
     check_choice,
     drawn_seed,
+    null_as,
 )
 from wenmo.serve.writing import Conversation
 
@@ -96,7 +97,7 @@ class ResponsesRequest(Drawn):
     input: str | Annotated[Several[MessageItem | CallItem | ResultItem], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    stream: bool = False
+    stream: Annotated[bool, null_as(False)] = False
     tools: Annotated[Several[FunctionTool], Field(max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunctionTool | None = None
     parallel_tool_calls: bool | None = None

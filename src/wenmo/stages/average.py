@@ -18,7 +18,10 @@ import torch
 
 from wenmo import golden
 from wenmo.errors import ModelError, UsageError, say
-from wenmo.modeldir import Opened, merge, open_model, save_model, weights_sha256
+from wenmo.locate import locate
+from wenmo.modeldir import CARD, Opened, merge, open_model, save_model, weights_sha256
+from wenmo.nn.quantized import is_quantized
+from wenmo.stages.out_folder import refuse_other_things
 
 _log = logging.getLogger(__name__)
 
@@ -27,14 +30,13 @@ def average(references: Sequence[str], out: Path) -> dict[str, Any]:
     """Writes the mean model to `out`: {"model", "averaged", "parameters", "distance"}.
 
     `distance` is how far the models lie from their mean, as a share of its norm: ‖w_i − w̄‖ / ‖w̄‖, the mean over i.
-    Raises UsageError for fewer than two models, or an `out` that is there; ModelError where they are not of one kind.
+    Raises UsageError for fewer than two models, or an `out` with other things in it; ModelError where they are not of
+    one kind, or in few bits.
     """
     if len(references) < 2:
         raise UsageError(say("an average needs two models at least", "平均至少需要两个模型"), where="wenmo average",
                          mend="wenmo average runs/a runs/b --out runs/mean")
-    if out.exists():
-        raise UsageError(say("--out is there already", "--out 已存在"), where=str(out),
-                         mend=say("name a new folder", "请指定新的文件夹"))
+    refuse_other_things(out, CARD, "config.json", read=tuple(map(locate, references)))
     first = _opened(references[0])
     parameters = dict(first.model.named_parameters())
     sums = {name: parameter.detach().double() for name, parameter in parameters.items()}
@@ -49,6 +51,8 @@ def average(references: Sequence[str], out: Path) -> dict[str, Any]:
         for name, parameter in parameters.items():
             parameter.copy_(sums[name] / len(references))
     first.card.pop("scores", None)  # of the first alone
+    if "tasks" in first.card:
+        first.card["tasks"] = {name: _untuned(task) for name, task in first.card["tasks"].items()}
     first.card["lineage"] = {
         "average_of": [{"reference": reference, "weights_sha256": digest}
                        for reference, digest in zip(references, hashes, strict=True)]}
@@ -64,6 +68,10 @@ def average(references: Sequence[str], out: Path) -> dict[str, Any]:
 
 def _opened(reference: str) -> Opened:
     opened = open_model(reference)
+    if is_quantized(opened.model):
+        raise ModelError(say("weights in few bits have no mean", "低比特权重无法平均"), where=reference,
+                         mend=say("average the models that it was made from, then wenmo compress",
+                                  "请先平均压缩之前的模型，再用 wenmo compress 压缩"))
     merge(opened)
     return opened
 
@@ -75,7 +83,8 @@ def _refuse_other(first: Opened, other: Opened, name: str, other_name: str) -> N
         say("configuration", "配置"): _differences(first.model.config.model_dump(), other.model.config.model_dump()),
         say("heads", "输出头"): _differences(first.model.heads, other.model.heads),
         say("tokenizer", "分词器"): [] if tokenizers[0] == tokenizers[1] else ["tokenizer.json"],
-        say("tasks", "任务"): _differences(first.card.get("tasks", {}), other.card.get("tasks", {})),
+        say("tasks", "任务"): _differences(*({name: _untuned(task) for name, task in each.card.get("tasks", {}).items()}
+                                           for each in (first, other))),
     }
     faults = [f"{what}{say(': ', '：')}{', '.join(names)}" for what, names in differing.items() if names]
     if faults:
@@ -86,6 +95,16 @@ def _refuse_other(first: Opened, other: Opened, name: str, other_name: str) -> N
                      "the models answer together: wenmo predict A --with B",
                      "请平均从同一模型（`model.from`）开始的多次训练（不同种子、折或 `train:` 设定），"
                      "或让模型一起作答：wenmo predict A --with B"))
+
+
+_TUNED = ("threshold", "thresholds", "null_threshold")  # to one model's scores, when its training ended
+
+
+def _untuned(task: Any) -> Any:
+    """A task's part of the card, and of those inside it, without what was tuned."""
+    if not isinstance(task, Mapping):
+        return task
+    return {name: _untuned(value) for name, value in task.items() if name not in _TUNED}
 
 
 _MAY_DIFFER = ("dropout", "_pdrop")  # in training alone

@@ -34,6 +34,7 @@ from wenmo.evaluation import evaluate
 from wenmo.files import sha256
 from wenmo.levels import GROUP
 from wenmo.loaded import BATCH_TOKENS, Asked, Loaded, load
+from wenmo.locate import locate
 from wenmo.metrics import lower_is_better
 from wenmo.modeldir import CARD, mark_quantized, save_model, weights_sha256
 from wenmo.objectives import hidden_of
@@ -54,7 +55,7 @@ def compress(reference: str, out: Path, settings: Mapping[str, Any], *, calibrat
     calibrated on. UsageError where a method has no texts to calibrate on; DataError for a file without enough rows.
     """
     chosen_settings = parse(CompressSettings, settings, "compress")
-    refuse_other_things(out, CARD, "config.json")
+    refuse_other_things(out, CARD, "config.json", read=(locate(reference),))
     loaded = load(reference, device="cpu", threads=threads)
     chosen, opened = loaded.task(task), loaded.opened
     learn, rows = _rows(loaded, chosen, calibration, held_out, source or {}, chosen_settings.seed)

@@ -23,7 +23,7 @@ from wenmo.loaded import Loaded, load
 from wenmo.loaded.vectors import say_cut
 from wenmo.modeldir import weights_sha256
 from wenmo.retrieve.index import ABOUT, Floats, Index, build, nearest, vectors_file
-from wenmo.stages.out_folder import refuse_other_things
+from wenmo.stages.out_folder import refuse_inputs, refuse_other_things
 from wenmo.stages.predict import rows_to_answer
 
 _log = logging.getLogger(__name__)
@@ -84,8 +84,10 @@ def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str 
         raise UsageError(say("a search can keep an index, a folder, and no single file",
                              "检索时 --out 应为保存索引的文件夹，不能是单个文件"), where=f"--out {out}",
                          mend=f"--out {out.with_suffix('.index')}")
-    if out is not None and _is_folder(out):
-        refuse_other_things(out, ABOUT)
+    if out is not None:
+        refuse_inputs(out, file, *([] if query_file is None else [query_file]))
+        if _is_folder(out):
+            refuse_other_things(out, ABOUT)
     if file == query_file == "-":
         raise UsageError(say("texts and queries cannot both come from stdin", "文本与查询不能都来自标准输入"),
                          where="--query-file -", mend=say("put one of them into a file", "请把其中之一存成文件"))
@@ -152,7 +154,7 @@ def _lines(pieces: Iterator[Piece]) -> Iterator[dict[str, Any]]:
     for piece in pieces:
         for each in piece:
             if isinstance(each, DataError):
-                yield {"error": f"{each.what} ({each.where})" if each.where else each.what}
+                yield {"error": each.in_a_line}
             else:
                 yield {"embedding": [round(float(number), 7) for number in each[0]]}
 
@@ -195,7 +197,7 @@ def _answers(loaded: Loaded, vectors_ND: Floats, row_of: Any, queries: Sequence[
         for piece in _pieces(loaded, query_file, {}, prompt, normalise=True):
             for each in piece:
                 if isinstance(each, DataError):
-                    yield {"error": f"{each.what} ({each.where})" if each.where else each.what}
+                    yield {"error": each.in_a_line}
                 else:
                     yield from _nearest([str(each[1]["text"])], each[0][None], vectors_ND, row_of, top)
 

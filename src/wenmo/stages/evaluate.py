@@ -21,6 +21,7 @@ from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
 from wenmo.loaded import Loaded, load
 from wenmo.report import Comparison, Report, verdict
+from wenmo.stages.out_folder import refuse_inputs
 from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
 from wenmo.tasks import Joint, Task
 from wenmo.tasks.task import TaskSettings
@@ -40,6 +41,7 @@ def evaluate(model: str, data: str, *, task: str | None = None, source: Mapping[
     Raises DataError for a missing column or a label never seen in training.
     """
     if predictions is not None:  # before the work, not after it
+        refuse_inputs(predictions, data, *([] if baseline is None else [baseline]))
         with storage_errors(predictions):
             predictions.parent.mkdir(parents=True, exist_ok=True)
     loaded = load_all([model, *together], threads=threads, dtype=dtype)

@@ -31,6 +31,7 @@ from wenmo.training.lr_range import Suggestion, Watch, rate_at, smoothed, sugges
 from wenmo.training.optimizer import Muon, OptimizerSettings
 from wenmo.training.progress import Progress
 from wenmo.training.regularisers import regularised
+from wenmo.training.unfreezing import waiting_in
 
 ROWS_SHOWN = 12
 
@@ -125,9 +126,7 @@ def _carried_out(recipe: Recipe, folder: Path, data_root: Path, on: machine.Devi
     rows = corpus.read(folder / "quarantine.jsonl")
     task = prepare.task_for(recipe, prepare.tokenizer_for(recipe, rows, folder / "tokenizer"), rows)
     opened = prepare.model_for(recipe, task)
-    model = opened.model.to(on.device)
-    model.compute_dtype = on.dtype
-    settings = recipe.train
+    model, settings = prepare.place_on(opened, on), recipe.train
     examples, _ = prepare.examples_for(task, rows, facts, folder / "shards", recipe.seed, recipe.data)
     loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)
     results = steps(
@@ -135,7 +134,8 @@ def _carried_out(recipe: Recipe, folder: Path, data_root: Path, on: machine.Devi
                                prepare.start_of(recipe, opened)),
         regularised(task.objective(), settings), loader.batches,
         lr_factor=lambda step: rates[step] / settings.optimizer.lr, total_steps=len(rates),
-        settings=settings.model_copy(update={"non_finite": "skip"}), device=on, seed=recipe.seed)
+        settings=settings.model_copy(update={"non_finite": "skip"}), device=on, seed=recipe.seed,
+        frozen=waiting_in(model, settings.unfreeze, len(rates)))
     watch = Watch()
     with Progress(len(rates)) as progress:
         for result in results:

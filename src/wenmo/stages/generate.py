@@ -32,8 +32,8 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
     """All completions: {"model", "completions": [{"prompt", "sample", "text", "tokens", "reason"}],
     "tokens_per_second"}; with "score" where beams were searched, and "logprobs" where asked for.
 
-    All of them are written together by the engine, and shown in order. Beams, and encoder–decoders, which read a prompt
-    as their source, are the plain reference's (generate/). Raises UsageError for a format that it does not have, and
+    All of them are written together by the engine, and shown in order. Beams are the plain reference's (generate/).
+    Raises UsageError for a format that it does not have, and
     for a `shape`, which the engine holds each text to.
     """
     settings = parse(Sampling, sampling, say("the command line", "命令行"))
@@ -42,7 +42,7 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
              for prompt in prompts]
     began = time.perf_counter()
     events: Iterator[list[Iterator[Event]]]
-    if _plain(loaded, settings, format, shape):
+    if _plain(settings, format, shape):
         events = ([iter([Event(each.text, completion=each)]) for each in some]
                   for some in loaded.complete(asked, **settings.model_dump()))
     else:
@@ -84,7 +84,7 @@ def shape_of(json_schema: Path | None, regex: str | None, choices: str | None) -
     return None if choices is None else shapes.choice([text for text in choices.split(",") if text])
 
 
-def _plain(loaded: Loaded, settings: Sampling, format: FormatOrAuto, shape: Shape | None) -> bool:
+def _plain(settings: Sampling, format: FormatOrAuto, shape: Shape | None) -> bool:
     """Whether the plain reference is to write."""
     if settings.num_beams == 1:
         return False

@@ -17,6 +17,7 @@ from wenmo.stages.folds import carry_out
 from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
 from wenmo.stages.train import Trained
 from wenmo.tasks import CustomTasks, JointSettings
+from wenmo.tasks.task import row_name
 
 __all__ = ["evaluate", "load", "train"]
 
@@ -71,7 +72,7 @@ def _row(number: int, row: Mapping[str, Any], columns: Mapping[str, Any], *, som
     for column in columns.values():
         if row.get(column) in (None, ""):
             raise DataError(say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
-                            where=say(f"row {number}", f"第 {number} 行"),
+                            where=row_name(number - 1),
                             mend=say(f"rows need: {', '.join(columns)}; `columns` maps other names",
                                      f"数据需要：{', '.join(columns)}；其他列名用 `columns` 对应"))
     return {name: row[column] for name, column in columns.items()}

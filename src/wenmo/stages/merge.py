@@ -12,6 +12,7 @@ from typing import Any
 
 from wenmo import golden
 from wenmo.errors import ModelError, say
+from wenmo.locate import locate
 from wenmo.modeldir import CARD, Opened, merge, open_model, save_model
 from wenmo.models import CustomHeads
 from wenmo.stages.out_folder import refuse_other_things
@@ -29,8 +30,8 @@ def merge_into(reference: str, out: Path, heads: CustomHeads | None = None) -> d
         raise ModelError(say("this is no adapter: there is nothing to merge", "这不是适配器：没有可合并的内容"),
                          where=reference, mend=say("it is a whole model already, and can be used as it is",
                                                    "它已是完整的模型，可直接使用"))
-    refuse_other_things(out, CARD, "config.json")
     base = opened.base
+    refuse_other_things(out, CARD, "config.json", read=(locate(reference), base.path))
     before = _difference(opened, reference)
     merge(opened)
     differences = [before, _difference(opened, reference)]

@@ -22,7 +22,7 @@ from wenmo import device as machine
 from wenmo.data.loader import Loader
 from wenmo.errors import say
 from wenmo.modeldir import Opened
-from wenmo.models import CustomHeads, lora
+from wenmo.models import CustomHeads
 from wenmo.plan import Check, self_tests, subject_of
 from wenmo.plan.advice import Advice, Given, advice, fitting_tokens, given_machine
 from wenmo.plan.forecast import Forecast, Setup, bytes_in, forecast
@@ -31,7 +31,6 @@ from wenmo.plan.suggest import Asked, Suggestion, suggest
 from wenmo.recipe import FromModel, Recipe, texts_in
 from wenmo.stages import prepare
 from wenmo.tasks import CustomTasks, Task, cards_of
-from wenmo.tasks.chat import Chat
 from wenmo.text.languages import SAMPLE_TEXTS, language_shares
 from wenmo.training import optimizer
 from wenmo.training.average import Average
@@ -180,8 +179,6 @@ def plan(recipe: Recipe, *, data_root: Path = Path("."), tasks: CustomTasks | No
 
 def _opened(recipe: Recipe, task: Task, heads: CustomHeads | None) -> Opened:
     opened = prepare.model_for(recipe, task, heads)
-    if isinstance(task, Chat):
-        opened.generation = {**opened.generation, "eos_token_id": list(task.ends)}
     opened.card = {"tasks": cards_of(task)}
     return opened
 
@@ -189,10 +186,7 @@ def _opened(recipe: Recipe, task: Task, heads: CustomHeads | None) -> Opened:
 def _setup(recipe: Recipe, task: Task, opened: Opened, rows: prepare.Rows, facts: Any, folder: Path,
            on: machine.Device, began: float) -> Setup:
     """All that `wenmo train` would have in hand before its first step."""
-    settings, model = recipe.train, opened.model.to(on.device)
-    model.compute_dtype = on.dtype
-    if opened.adapter is not None:
-        lora.round_frozen(model, on.dtype)
+    settings, model = recipe.train, prepare.place_on(opened, on)
     examples, built = prepare.examples_for(task, rows, facts, folder / "shards", recipe.seed, recipe.data)
     prepare.print_built(built)
     loader = Loader(examples, settings.batch_tokens, settings.accumulation, recipe.seed)

@@ -47,7 +47,7 @@ def predict(model: str, file: str, *, task: str | None = None, source: Mapping[s
             num_rows += 1
             if isinstance(answer, DataError):
                 faults.append(answer)
-                yield {"error": f"{answer.what} ({answer.where})" if answer.where else answer.what}
+                yield {"error": answer.in_a_line}
             else:
                 yield answer
     if faults and len(faults) == num_rows:

@@ -18,29 +18,38 @@ from wenmo.data.sources import SourceRows, carve, fingerprint, read_opened
 from wenmo.errors import DataError, UsageError, say
 from wenmo.files import sha256_file, storage_errors, write_json, write_jsonl
 from wenmo.seeds import key
+from wenmo.stages.out_folder import refuse_inputs
 from wenmo.text.intake import Row
-from wenmo.text.source import STRINGS
+from wenmo.text.source import STRINGS, MissingColumn
 
 _log = logging.getLogger(__name__)
 RECORD = "split.json"
+USUAL = (("text", "label"), ("text_a", "text_b", "label"), ("question", "context", "answers"), ("messages",),
+         ("tokens", "tags"), ("source", "target"), ("text",))
 
 
-def split(data: Sequence[str], out: Path, parts: Sequence[str], *, columns: Sequence[str] = ("text", "label"),
+def split(data: Sequence[str], out: Path, parts: Sequence[str], *, columns: Sequence[str] | None = None,
           source: Mapping[str, Any] | None = None, group: str | None = None, seed: int = 0) -> dict[str, Any]:
     """Writes OUT/NAME.jsonl for each `NAME=ROWS`; the one part without a number takes the rest.
 
-    Gives {"seed", "sources": {path: sha256}, "parts": {name: {"rows", "sha256"}}}. Raises UsageError, DataError.
+    `columns`: those that are kept; left out, the first of USUAL that the first file has. Gives {"seed", "sources":
+    {path: sha256}, "parts": {name: {"rows", "sha256"}}}. Raises UsageError, DataError.
     """
     numbers, rest_name = _parsed(parts)
+    columns = columns or _usual_columns(data[0], source or {})
     names = (*columns, group) if group is not None and group not in columns else tuple(columns)
     opened = [open_given(path, names, source or {}, {}) for path in data]
     asked = tuple(column for column in columns if column in STRINGS and column != "target") or (columns[0],)
     found = read_opened(opened, asked, None)
     for rows in found:
         _log.info(str(rows))
+    for name in (*numbers, rest_name):
+        refuse_inputs(out / f"{name}.jsonl", *data)
     made = _divided(found, numbers, rest_name, group, seed)
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    _log.info(say(f"each row keeps: {', '.join(columns)}; other columns are left out (--columns)",
+                  f"每行保留：{'、'.join(columns)}；其他列不写入（--columns）"))
     record: dict[str, Any] = {"seed": seed, "sources": {}, "parts": {}}
     for path, rows in zip(data, found, strict=True):
         record["sources"][path] = fingerprint(rows.source)
@@ -51,6 +60,18 @@ def split(data: Sequence[str], out: Path, parts: Sequence[str], *, columns: Sequ
         _log.info(say(f"{file}: {len(part):,} rows", f"{file}：{len(part):,} 行"))
     write_json(out / RECORD, record)
     return record
+
+
+def _usual_columns(path: str, source: Mapping[str, Any]) -> tuple[str, ...]:
+    for columns in USUAL:
+        try:
+            open_given(path, columns, source, {})
+        except DataError as error:
+            if isinstance(error, MissingColumn) or isinstance(error.__cause__, MissingColumn):
+                continue
+            raise
+        return columns
+    return USUAL[0]  # to be told that these are not there
 
 
 def _parsed(parts: Sequence[str]) -> tuple[dict[str, int], str]:
@@ -87,7 +108,7 @@ def _divided(found: Sequence[SourceRows], numbers: Mapping[str, int], rest_name:
 
 
 def _carve_groups(rows: Sequence[Row], number: int, seed: int, group: str) -> tuple[list[Row], list[Row]]:
-    """Whole groups, drawn by lot, until the next one would pass `number` rows."""
+    """Whole groups, drawn by lot, as many as fit into `number` rows: where a large one would not, smaller ones may."""
     members: dict[str, int] = {}
     for row in rows:
         name = str(row.values[group])

@@ -18,7 +18,7 @@ from typing import Any
 from wenmo import device as machine
 from wenmo.config import to_yaml
 from wenmo.errors import RecipeError, StorageError, WenmoError, say
-from wenmo.evaluation.validation import first_batch
+from wenmo.evaluation.validation import measures_of
 from wenmo.files import locked, sha256, write_json
 from wenmo.models import CustomHeads
 from wenmo.recipe import Recipe
@@ -120,18 +120,18 @@ def _identities(recipes: Sequence[Recipe], data_root: Path, tasks: CustomTasks |
 
 def _refuse_unmeasured(recipe: Recipe, by: str, data_root: Path, tasks: CustomTasks | None,
                        heads: CustomHeads | None) -> None:
-    """RecipeError for a metric that no run would measure: one batch is measured, in a folder that is thrown away."""
+    """RecipeError for a metric that no run would measure: the first batch is measured, or all rows where it lacks that
+    metric, in a folder that is thrown away."""
     on = machine.choose(recipe.train.device, recipe.train.dtype, recipe.train.threads)
     with tempfile.TemporaryDirectory(prefix="wenmo-sweep-") as name:
         rows = prepare.Corpus(recipe, data_root).read(Path(name) / "quarantine.jsonl")
         if not rows.choose:
             raise _nothing_to_choose_by()
         task = prepare.task_for(recipe, prepare.tokenizer_for(recipe, rows, Path(name) / "tokenizer"), rows, tasks)
-        model = prepare.model_for(recipe, task, heads).model.to(on.device)
-        model.compute_dtype = on.dtype
+        model = prepare.place_on(prepare.model_for(recipe, task, heads), on)
         values = prepare.values_of(rows.choose)
         examples = task.build(values, Path(name) / "shards", recipe.seed, "choose").examples
-        measured = first_batch(model, task, task.objective(), examples, values, on)
+        measured = measures_of([by], model, task, task.objective(), examples, values, on)
     if by not in measured:
         raise RecipeError(say(f"there is no metric `{by}` here", f"这里没有指标 `{by}`"), where=f"--sweep-by {by}",
                           mend=say("choose one of: ", "可选：") + ", ".join(sorted(measured)))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from wenmo.config import parse
 from wenmo.data.given import rows_of
-from wenmo.errors import DataError, say
+from wenmo.errors import DataError, UsageError, say
 from wenmo.files import storage_errors
 from wenmo.locate import is_adapter, locate_tokenizer
 from wenmo.seeds import key
@@ -30,6 +30,10 @@ _log = logging.getLogger(__name__)
 def train(data: Sequence[str], out: Path, settings: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
     """Trains on all texts of the files and writes the folder; {"out", "vocab_size", characters per token, …}."""
     parsed = parse(TokenizerSettings, settings, say("the command line", "命令行"))
+    if (out / "config.json").exists():
+        raise UsageError(say("a model is there, whose tokenizer would be another", "该处有模型，其分词器会被替换"),
+                         where=f"--out {out}",
+                         mend=say("give --out a folder of its own", "请让 --out 指向单独的文件夹"))
     texts = _texts(data, source)
     with storage_errors(out):  # before the work, not after it
         out.mkdir(parents=True, exist_ok=True)

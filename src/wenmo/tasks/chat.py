@@ -32,7 +32,7 @@ from wenmo.models import LanguageModel
 from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import Objective, hidden_of, language_modeling
 from wenmo.tasks.likelihood import answer, likelihoods, measured
-from wenmo.tasks.task import Built, Encoded, Lengths, Measured
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured, row_name
 from wenmo.text import chat
 from wenmo.text.chat_templates import TEMPLATES, template_named
 from wenmo.text.messages import Message, exchanges, refuse_unfit, tools_of, up_to_question, usual, with_system
@@ -148,7 +148,7 @@ class Chat:
         last = messages[-1] if messages else {}
         if last.get("role") not in ("user", "tool") or not str(last.get("content") or "").strip():
             raise DataError(say("there is no question to answer", "没有可以回答的问题"),
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"),
+                            where=row_name(number),
                             mend=say("the last message is the user's, and says something",
                                      "最后一条应是用户的消息，且有内容"))
         ids = chat.render(self.tokenizer, messages, tools=tools_of(row), add_generation_prompt=True)
@@ -188,7 +188,7 @@ class Chat:
         learned = [sequence for sequence in kept if _num_learned(sequence)]
         if not learned:
             raise DataError(say("a question that leaves no room for its answer", "问题太长，容不下回答"),
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"),
+                            where=row_name(number),
                             mend=say("raise data.max_tokens", "请增大 data.max_tokens"))
         lost = _num_learned(whole) - sum(map(_num_learned, learned))  # at the joints of windows nothing is
         return Encoded(learned, max(lost, len(whole) - sum(map(len, learned))) if lost else 0)
@@ -239,7 +239,7 @@ class Chat:
                 raise
             except DataError as error:
                 skipped[error.what] += 1
-                example = example or f"{error.what} ({say(f'row {number + 1}', f'第 {number + 1} 行')}, {error.where})"
+                example = example or f"{error.what} ({row_name(number)}, {error.where})"
         if not found:
             raise DataError(say("not one conversation can be learned from", "没有一段对话可供学习"), where=example,
                             mend=say("the user and the assistant speak in turn, and each says something",

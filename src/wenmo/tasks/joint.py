@@ -34,7 +34,7 @@ from wenmo.tasks.regression import Regression, RegressionSettings
 from wenmo.tasks.span_qa import SpanQA, SpanQASettings
 from wenmo.tasks.tagging import Tagging
 from wenmo.tasks.tagging_settings import TaggingSettings
-from wenmo.tasks.task import Built, Encoded, Lengths, Measured, Task
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured, Task, row_name
 from wenmo.tasks.text_task import TextSettings, TextTask
 from wenmo.text.source import STRINGS
 from wenmo.text.tokenizer import Tokenizer
@@ -241,7 +241,7 @@ class Joint:
         if not sequences and not with_targets:
             needed = " / ".join(", ".join(self.settings.tasks[host].inputs) for host, *_ in self._groups)
             raise DataError(say("the row has nothing that one of the tasks reads", "该行没有任何任务所读取的列"),
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"),
+                            where=row_name(number),
                             mend=say(f"needed: {needed}", f"需要：{needed}"))
         return Encoded(sequences, cut_tokens)
 

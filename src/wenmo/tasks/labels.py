@@ -38,7 +38,7 @@ def labels_of(counts: Mapping[str, int], given: tuple[str, ...] | None) -> tuple
     """The labels of the training rows, `given` or else sorted. RecipeError where those given are others."""
     labels = given
     if labels is None:
-        numeric = all(label.lstrip("-").isdigit() for label in counts)
+        numeric = all(label.removeprefix("-").isdecimal() for label in counts)
         labels = tuple(sorted(counts, key=int if numeric else str))
     unseen = [label for label in labels if not counts.get(label)]
     if unseen:

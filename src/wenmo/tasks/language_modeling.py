@@ -16,13 +16,14 @@ from typing import Any, Literal
 import numpy as np
 
 from wenmo.config import Fraction
-from wenmo.data.corruption import IGNORED, mask_tokens, next_sentence, piece_of_another
+from wenmo.data.corruption import mask_tokens, next_sentence, piece_of_another
 from wenmo.data.examples import Chunks
 from wenmo.data.sequence import Batch, Sequence
 from wenmo.data.shards import Shards
 from wenmo.device import numpy_rng
 from wenmo.errors import RecipeError, say
 from wenmo.models import LanguageModel
+from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import Objective, hidden_of, language_modeling
 from wenmo.tasks.documents import Arrays, DocumentSettings, open_shards
 from wenmo.tasks.likelihood import answer, likelihoods, measured

@@ -16,15 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wenmo.data.corruption import IGNORED
 from wenmo.data.sequence import Flat
 from wenmo.metrics import Estimate, bits_per_byte, bits_per_character, bootstrap, perplexity
 from wenmo.metrics.comparison import Statistic, row_ratio
 from wenmo.models import LanguageModel, logits
+from wenmo.nn.cross_entropy import IGNORED, rows_at_once
 from wenmo.tasks.task import Measured
 
 FEW = 20  # rows: of fewer the interval resamples windows
-_CHUNK_ROWS = 1024  # positions whose scores of the whole vocabulary stand in memory together
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +43,7 @@ def likelihoods(model: LanguageModel, hidden_MD: Tensor, flat: Flat) -> list[Lik
     learnt_X = (targets_M != IGNORED).nonzero().squeeze(1)
     nll_M = torch.zeros(len(targets_M))
     right_M = torch.zeros(len(targets_M))
-    for part_X in torch.split(learnt_X, _CHUNK_ROWS):
+    for part_X in torch.split(learnt_X, rows_at_once(len(model.lm_output()[0]))):
         scores_XV = logits(model, hidden_MD[part_X])
         nll_M[part_X.cpu()] = F.cross_entropy(scores_XV, targets_M[part_X], reduction="none").cpu()
         right_M[part_X.cpu()] = (scores_XV.argmax(1) == targets_M[part_X]).float().cpu()

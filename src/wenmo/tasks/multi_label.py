@@ -75,7 +75,7 @@ class MultiLabel(LabelledTask[MultiLabelSettings]):
             return self
         true_BC = np.stack([self._targets(row) for row in rows])
         probabilities_BC = np.stack([self.pooled(each) for each in outputs()])
-        thresholds = {label: round(best_f1_threshold(probabilities_BC[:, c], true_BC[:, c]), 6)
+        thresholds = {label: float(f"{best_f1_threshold(probabilities_BC[:, c], true_BC[:, c]):.6g}")
                       for label, c in self.labels.items()}
         return replace(self, settings=self.settings.model_copy(update={"thresholds": thresholds}))
 

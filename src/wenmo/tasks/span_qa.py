@@ -27,7 +27,7 @@ from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import Objective, span_log_probabilities, span_selection
 from wenmo.tasks.answers import NOT_HERE, SEEN, UNUSABLE, accepted_answers, targets_in
 from wenmo.tasks.spans import Candidate, Window, best_candidates, candidates_of, no_answer_score, threshold_for
-from wenmo.tasks.task import SHOWN, Built, Encoded, Lengths, Measured, Span, windows
+from wenmo.tasks.task import SHOWN, Built, Encoded, Lengths, Measured, Span, row_name, windows
 from wenmo.text.languages import language_shares
 from wenmo.text.tokenizer import Tokenizer
 
@@ -116,7 +116,7 @@ class SpanQA:
         questions = []
         for number, row in enumerate(rows):
             num_rows += 1
-            num_none += not accepted_answers(row["answers"], _row_name(number))
+            num_none += not accepted_answers(row["answers"], row_name(number))
             questions.append(str(row["question"]))
         settings = self.settings
         if num_none and settings.no_answer is False:
@@ -168,7 +168,7 @@ class SpanQA:
             if read.unusable == "unfound" and self.settings.unfound == "refuse":
                 shown = " ".join(str(row["question"]).split())[:SHOWN]
                 raise DataError(say(f"the answer is not in its context: {shown}", f"答案不在原文中：{shown}"),
-                                where=_row_name(number),
+                                where=row_name(number),
                                 mend=say("correct the row, or skip such rows: task.unfound: skip",
                                          "改正该行，或跳过这样的行：task.unfound: skip"))
             if not read.unusable:
@@ -193,7 +193,7 @@ class SpanQA:
         for name, tokens in (("question", question), ("context", [1 for start, end in places if start < end])):
             if not tokens:
                 raise DataError(say(f"a {name} without a single token", f"`{name}` 没有任何词元"),
-                                where=_row_name(number), mend=say("remove it", "请删除该行"))
+                                where=row_name(number), mend=say("remove it", "请删除该行"))
         cut_tokens = max(0, len(question) - self.settings.max_question_tokens)
         question = question[: self.settings.max_question_tokens]
         room = self.lengths.max_tokens - self.tokenizer.num_wrapping(True) - len(question)
@@ -202,7 +202,7 @@ class SpanQA:
         seen: tuple[str, ...] = ()
         unusable = ""
         if with_targets:
-            accepted = accepted_answers(row["answers"], _row_name(number))
+            accepted = accepted_answers(row["answers"], row_name(number))
             targets, seen = targets_in(spans, accepted, context, places, self.settings.max_answer_tokens)
             unusable = next((name for name in seen if name in UNUSABLE), "")
         sequences = [self._sequence(number, question, ids, places, span, target)
@@ -268,7 +268,7 @@ class SpanQA:
         return self._scores(_text(row, self._ranked(outputs)[0][0]), accepted)[0] == 1
 
     def measure(self, rows: list[Mapping[str, Any]], outputs: list[list[Any]], seed: int) -> Measured:
-        accepted = [[answer.text for answer in accepted_answers(row["answers"], _row_name(number))]
+        accepted = [[answer.text for answer in accepted_answers(row["answers"], row_name(number))]
                     for number, row in enumerate(rows)]
         given = [_text(row, self._ranked(found)[0][0]) for row, found in zip(rows, outputs, strict=True)]
         scores = [self._scores(text, texts) for text, texts in zip(given, accepted, strict=True)]
@@ -303,7 +303,3 @@ def _trimmed(text: str, start: int, end: int) -> Span:
     stripped = piece.strip()
     start += len(piece) - len(piece.lstrip()) if stripped else 0
     return start, start + len(stripped)
-
-
-def _row_name(number: int) -> str:
-    return say(f"row {number + 1}", f"第 {number + 1} 行")

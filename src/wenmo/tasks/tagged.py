@@ -13,6 +13,7 @@ from operator import index
 from typing import Any, Literal
 
 from wenmo.errors import DataError, say
+from wenmo.tasks.task import row_name
 from wenmo.tasks.units import Place
 from wenmo.text import tagging_schemes as schemes
 from wenmo.text.tagging_schemes import Entity
@@ -94,7 +95,7 @@ def read(row: Mapping[str, Any], number: int, rows: Rows, target: Target, units:
     if len(tags) != len(tokens):
         raise DataError(
             say(f"{len(tokens)} tokens and {len(tags)} tags", f"{len(tokens)} 个词元，却有 {len(tags)} 个标签"),
-            where=_where(number), mend=say("one tag for each token", "每个词元一个标签"))
+            where=row_name(number), mend=say("one tag for each token", "每个词元一个标签"))
     return Sentence(text, places, False, tags, schemes.entities_of(tags) if target == "entities" else ())
 
 
@@ -103,7 +104,7 @@ def tokens_of(value: Any, number: int) -> list[str]:
     if isinstance(value, str):
         return value.split()
     if not isinstance(value, list | tuple) or not all(isinstance(token, str | int | float) for token in value):
-        raise DataError(say(f"these are no tokens: {value}", f"这不是词元的列表：{value}"), where=_where(number),
+        raise DataError(say(f"these are no tokens: {value}", f"这不是词元的列表：{value}"), where=row_name(number),
                         mend='"tokens": ["Ann", "lives", "in", "Paris"]')
     return [str(token) for token in value]
 
@@ -118,7 +119,7 @@ def _given(row: Mapping[str, Any], text: str, number: int, conflicts: Conflicts)
         raise DataError(
             say(f"the entity `{text[first.start : first.end]}` ({first.start}–{first.end}) overlaps another",
                 f"实体 `{text[first.start : first.end]}`（{first.start}–{first.end}）与另一实体重叠"),
-            where=_where(number), mend=say("correct the row, or leave such entities out: task.conflicts: drop",
+            where=row_name(number), mend=say("correct the row, or leave such entities out: task.conflicts: drop",
                                            "改正该行，或略去这样的实体：task.conflicts: drop"))
     return kept, len(dropped)
 
@@ -129,14 +130,14 @@ def _entity(value: Any, text: str, number: int) -> Entity:
         entity = Entity(index(value["start"]), index(value["end"]), str(value["type"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            say(f"not an entity: {value}", f"不是实体：{value}"), where=_where(number),
+            say(f"not an entity: {value}", f"不是实体：{value}"), where=row_name(number),
             mend='{"start": 0, "end": 2, "type": "PER"}') from error
     shown = text[max(entity.start, 0) : max(entity.end, 0)]
     if not 0 <= entity.start < entity.end <= len(text) or not shown.strip() or value.get("text", shown) != shown:
         raise DataError(
             say(f"at {entity.start}–{entity.end} stands `{shown}`, not an entity `{value.get('text', '')}`",
                 f"{entity.start}–{entity.end} 处是 `{shown}`，不是实体 `{value.get('text', '')}`"),
-            where=_where(number),
+            where=row_name(number),
             mend=say("start and end count characters from 0, end is the one after the last",
                      "start 与 end 从 0 开始数字符，end 指最后一个字符之后"))
     return entity
@@ -144,9 +145,5 @@ def _entity(value: Any, text: str, number: int) -> Entity:
 
 def _refuse_empty(places: Sequence[Place], number: int) -> None:
     if not places:
-        raise DataError(say("a sentence without a single word", "句子中没有任何词"), where=_where(number),
+        raise DataError(say("a sentence without a single word", "句子中没有任何词"), where=row_name(number),
                         mend=say("remove it", "请删除该行"))
-
-
-def _where(number: int) -> str:
-    return say(f"row {number + 1}", f"第 {number + 1} 行")

@@ -24,21 +24,21 @@ from wenmo.data.sequence import Batch, Sequence
 from wenmo.errors import DataError, RecipeError, say
 from wenmo.metrics.classification import confusion_matrix, f1_estimates
 from wenmo.metrics.comparison import row_mean, row_ratio
-from wenmo.metrics.entities import share_of_tokens, span_report
+from wenmo.metrics.entities import share_of_rows, span_report
 from wenmo.metrics.estimates import wilson
 from wenmo.models import LanguageModel
 from wenmo.nn.crf import Rules, viterbi
+from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import Objective, hidden_of, tagging
 from wenmo.tasks.tagged import Sentence, Units, read, units_of
 from wenmo.tasks.tagging_settings import TaggingSettings
-from wenmo.tasks.task import Built, Encoded, Lengths, Measured
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured, row_name
 from wenmo.tasks.units import cut, ids_of_units
 from wenmo.text import tagging_schemes as schemes
 from wenmo.text.tagging_schemes import Entity
 from wenmo.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-IGNORED = -100
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,7 +196,7 @@ class Tagging:
             if strange:
                 raise DataError(
                     say(f"the tag `{strange[0]}` was never seen in training", f"标签 `{strange[0]}` 在训练中从未出现"),
-                    where=say(f"tags, row {number + 1}", f"tags，第 {number + 1} 行"),
+                    where=say("tags, ", "tags，") + row_name(number),
                     mend=say("known tags: ", "已知标签：") + ", ".join(self.labels))
             return [self.labels[tag] for tag in sentence.tags]
         types = {schemes.parts(label)[1] for label in self.labels}
@@ -306,7 +306,7 @@ class Tagging:
         same = [a == b for a, b in zip(true, found, strict=True)]
         right = [sum(a == b for a, b in zip(*pair, strict=True)) for pair in zip(true, found, strict=True)]
         total = [len(tags) for tags in true]
-        metrics = {"token_accuracy": share_of_tokens(right, total, seed)}
+        metrics = {"token_accuracy": share_of_rows(right, total, seed)}
         statistics: dict[str, Any] = {"token_accuracy": row_ratio(right, total), "exact": row_mean(same)}
         details: dict[str, Any] = {}
         if self.settings.own_scheme is not None:

@@ -59,6 +59,11 @@ class Lengths(Settings):
         return ids[:head] + ids[len(ids) - (room - head) :]
 
 
+def row_name(number: int) -> str:
+    """How a fault says which row it means, counted from 0; stages/prepare/rows.py puts file and line in its place."""
+    return say(f"row {number + 1}", f"第 {number + 1} 行")
+
+
 def windows(num_tokens: int, room: int, overlap: int) -> list[Span]:
     """Where a text of so many tokens is cut into windows of at most `room`, each sharing `overlap` with the next.
 

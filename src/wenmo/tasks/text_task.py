@@ -18,7 +18,7 @@ from wenmo.config import Settings
 from wenmo.data.examples import Rows
 from wenmo.data.sequence import Sequence, examples_of
 from wenmo.errors import DataError, RecipeError, say
-from wenmo.tasks.task import Built, Encoded, Lengths, windows
+from wenmo.tasks.task import Built, Encoded, Lengths, row_name, windows
 from wenmo.text.tokenizer import Tokenizer
 
 S = TypeVar("S", bound="TextSettings")
@@ -103,11 +103,9 @@ class TextTask(Generic[S]):
             parts = [self.lengths.fit(parts[0], room, texts[0])]
         elif total > room:
             # The longer text gives way first, until both are alike (as BERT's own pair truncation).
-            shorter = min(map(len, parts))
-            share = max(room - shorter, room // 2)
-            parts = [self.lengths.fit(part, share if len(part) > room - share else len(part), text)
-                     for part, text in zip(parts, texts, strict=True)]
-            parts[1] = parts[1][: room - len(parts[0])]
+            first = min(len(parts[0]), max(room - len(parts[1]), room - room // 2))
+            parts = [self.lengths.fit(part, kept, text)
+                     for part, kept, text in zip(parts, (first, room - first), texts, strict=True)]
         return Encoded([self._sequence(number, parts, values)], total - sum(map(len, parts)))
 
     def _sequence(self, number: int, parts: list[list[int]],
@@ -115,7 +113,7 @@ class TextTask(Generic[S]):
         ids, segments = self.tokenizer.wrap(*parts)
         if not ids:
             raise DataError(say("a text without a single token", "文本没有任何词元"),
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"), mend=say("remove it", "请删除该行"))
+                            where=row_name(number), mend=say("remove it", "请删除该行"))
         tokens = {"ids": np.asarray(ids)}
         if self.settings.pair and any(segments):
             tokens["segments"] = np.asarray(segments)

@@ -34,7 +34,7 @@ from wenmo.nn.cross_entropy import IGNORED
 from wenmo.objectives import Objective, language_modeling, sequence_to_sequence
 from wenmo.tasks.language_modeling import document_start
 from wenmo.tasks.seq2seq import refuse_without_ends, source_and_target
-from wenmo.tasks.task import Built, Encoded, Lengths, Measured
+from wenmo.tasks.task import Built, Encoded, Lengths, Measured, row_name
 from wenmo.text.languages import script_of
 from wenmo.text.tokenizer import Tokenizer
 from wenmo.text.words import units
@@ -158,7 +158,7 @@ class TextToText:
         ids = self.tokenizer.encode(text)
         if not ids:
             raise DataError(say("a source without a single token", "源文本没有任何词元"),
-                            where=say(f"row {number + 1}", f"第 {number + 1} 行"), mend=say("remove it", "请删除该行"))
+                            where=row_name(number), mend=say("remove it", "请删除该行"))
         source = self.lengths.fit(ids, self._room, text)
         target = self.tokenizer.encode(references_of(row)[0]) if with_targets else []
         kept = target[: self._target_tokens - 1]
@@ -167,8 +167,9 @@ class TextToText:
             return Encoded(source_and_target(number, source, kept, self.tokenizer)[: 2 if with_targets else 1], cut)
         start, separator = self._around
         asked = [*start, *source, *separator]
-        end = [] if self.tokenizer.eos_id is None else [self.tokenizer.eos_id]
-        said = [*kept, *end] if with_targets else []
+        end = self.tokenizer.eos_id
+        assert end is not None, "refused when the task was made"
+        said = [*kept, end] if with_targets else []
         # The token before the first of the target is the first that has something to predict.
         targets = [*[IGNORED] * (len(asked) - 1), *said, *[IGNORED] * (1 if not said else 0)]
         tokens = {"ids": np.asarray([*asked, *said[:-1]]), "targets": np.asarray(targets)}
@@ -200,7 +201,7 @@ class TextToText:
             raise DataError(
                 say(f"a target of {num_tokens} tokens, {self._target_tokens} fit",
                     f"目标有 {num_tokens} 个词元，最多容纳 {self._target_tokens} 个"),
-                where=say(f"row {number + 1}", f"第 {number + 1} 行"),
+                where=row_name(number),
                 mend=say("raise task.max_target_tokens, or set task.long_targets to cut or skip",
                          "增大 task.max_target_tokens，或将 task.long_targets 设为 cut 或 skip"))
         return max(0, num_tokens - self._target_tokens)

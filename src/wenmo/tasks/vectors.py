@@ -19,7 +19,7 @@ from wenmo.models import LanguageModel
 from wenmo.nn.contrast import cosent, cosine_error, info_nce, same_texts
 from wenmo.nn.pooling import Pooling, pooled, unit
 from wenmo.objectives import Coupled, Objective, Term, hidden_of
-from wenmo.tasks.task import Lengths
+from wenmo.tasks.task import Lengths, row_name
 from wenmo.text.tokenizer import Tokenizer
 
 Loss = Literal["cosine", "cosent", "infonce"]
@@ -44,7 +44,7 @@ def text_ids(tokenizer: Tokenizer, text: str, prompt: str, lengths: Lengths, num
     wrapped, _ = tokenizer.wrap(kept)
     if not wrapped:
         raise DataError(say("a text without a single token", "文本没有任何词元"),
-                        where=say(f"row {number + 1}", f"第 {number + 1} 行"), mend=say("remove it", "请删除该行"))
+                        where=row_name(number), mend=say("remove it", "请删除该行"))
     return wrapped, len(ids) - len(kept)
 
 

@@ -71,6 +71,10 @@ def open_text(path: Path, encoding: str, newline: str | None = None) -> io.TextI
     `utf-16` goes by its mark; without one it is little-endian.
     """
     stream = open_bytes(path)
+    if encoding == "utf-16":  # Python's codec refuses a text without a mark
+        mark = stream.read(2)
+        encoding = "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-16-le"
+        stream.seek(0)
     if encoding in ("gb18030", "utf-16-le", "utf-16-be"):  # Python's codecs for these keep the mark
         mark = "\ufeff".encode(encoding)
         if stream.read(len(mark)) != mark:

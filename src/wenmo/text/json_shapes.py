@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from typing import Any
 
 from wenmo.errors import say
+from wenmo.text.messages import with_system
 from wenmo.text.records import Record, Shape
 
 _ROLES = {
     "human": "user", "gpt": "assistant", "system": "system", "function_call": "assistant", "observation": "tool",
     "user": "user", "assistant": "assistant", "tool": "tool", "developer": "developer",
 }  # fmt: skip
-_NAMED = {"alpaca": ("instruction", "output"), "sharegpt": ("conversations", "messages")}
 
 
 class _Malformed(Exception):
@@ -73,9 +73,9 @@ def from_parts(values: dict[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": "\n".join(filter(None, (parts["question"], parts["input"])))}]
         if parts["answer"] is not None:
             messages.append({"role": "assistant", "content": parts["answer"]})
-    if parts["system"] and not (isinstance(messages[0], dict) and messages[0].get("role") == "system"):
-        messages.insert(0, {"role": "system", "content": parts["system"]})
-    return {"messages": messages, **values}
+    if isinstance(messages[0], dict):
+        messages = with_system(messages, parts["system"])
+    return {**values, "messages": messages}
 
 
 def _pair(question: str, answer: str) -> list[dict[str, Any]]:
@@ -87,10 +87,8 @@ def _conversation(fields: dict[str, Any]) -> list[dict[str, Any]]:
     turns = fields.get(name)
     if not isinstance(turns, list) or not turns:
         raise _Malformed(say(f"`{name}` is no list of messages", f"`{name}` 不是消息列表"))
-    messages = [_message(turn) for turn in turns]
-    if fields.get("system") and messages[0]["role"] != "system":
-        messages.insert(0, {"role": "system", "content": _string(fields["system"], "system")})
-    return messages
+    system = _string(fields["system"], "system") if fields.get("system") else ""
+    return [dict(message) for message in with_system([_message(turn) for turn in turns], system)]
 
 
 def _message(turn: Any) -> dict[str, Any]:

@@ -270,23 +270,26 @@ class MissingColumn(DataError):
 
 
 def _missing(name: str, key: str | int, layout: Layout, columns: list[str]) -> MissingColumn:
-    guess: str | int | None = None
+    guess: str | None = None
     there = ", ".join(columns)
     if name == "messages":
         what = say("there is no column `messages`, and none with questions", "没有列 `messages`，也没有问题列")
         mend = say(f"say which they are: `columns: {{question: {columns[0]}, answer: {columns[-1]}}}`",
                    f"请指明是哪些列：`columns: {{question: {columns[0]}, answer: {columns[-1]}}}`")
     elif key in columns:
-        guess = 0
         what = say(f"several columns are called `{key}`", f"有多列名为 `{key}`")
-        mend = say(f"say which by its number from 0: `columns: {{{name}: 0}}`",
-                   f"请用从 0 起的列号指明：`columns: {{{name}: 0}}`")
+        numbered = f"`columns: {{{name}: {columns.index(key)}}}`"
+        mend = say(f"rename one in the file; in a recipe, its number from 0: {numbered}",
+                   f"请在文件中改名；在配方中可用从 0 起的列号：{numbered}")
     else:
         what = say(f"there is no column `{key}`", f"没有列 `{key}`")
         mend = near(str(key), columns)
         if layout.format in TABLES and len(columns) == 1:
             mend = say(f"are the columns separated by something else than `{layout.separator}`? Set `separator`",
                        f"列是否并非以 `{layout.separator}` 分隔？请设置 `separator`")
+        if not mend and name not in STRINGS and len(columns) == 1:  # that one is the text
+            mend = say(f"these rows have no `{name}`: give a file that has",
+                       f"这些数据没有 `{name}`：请换用有此列的文件")
         guess = None if mend else columns[0]
         mend = mend or say(f"say which it is: `columns: {{{name}: {columns[0]}}}`",
                            f"请指明是哪一列：`columns: {{{name}: {columns[0]}}}`")

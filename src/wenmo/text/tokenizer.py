@@ -278,10 +278,6 @@ class Tokenizer:
         return self.control.get("cls")
 
     @property
-    def sep_id(self) -> int | None:
-        return self.control.get("sep")
-
-    @property
     def mask_id(self) -> int | None:
         return self.control.get("mask")
 

@@ -20,16 +20,15 @@ from rich.progress import Progress as Bar
 from wenmo.errors import say
 from wenmo.training.loop import StepResult
 
+EVERY_SECONDS = 10.0  # a plain line
 WINDOW_STEPS = 100  # speed and time left are those of the last steps, pauses for evaluation and saving included
 
 
 class Progress:
-    """A context manager; `show` each StepResult. `every_seconds` is the pause between two plain lines; `silent`: of
-    several processes all but the first are."""
+    """A context manager; `show` each StepResult. `silent`: of several processes all but the first are."""
 
-    def __init__(self, total_steps: int, *, every_seconds: float = 10.0, silent: bool = False) -> None:
+    def __init__(self, total_steps: int, *, silent: bool = False) -> None:
         self.total_steps, self.silent = total_steps, silent
-        self.every_seconds = every_seconds
         self._past: deque[tuple[float, int]] = deque(maxlen=WINDOW_STEPS)  # (when, num_tokens) of each step
         self._line_at = -math.inf
         self._bar: Bar | None = None
@@ -57,7 +56,7 @@ class Progress:
             self._bar.update(self._task, completed=result.step, description=self.line(result))
         elif self.silent:
             return
-        elif now - self._line_at >= self.every_seconds or result.step == self.total_steps:
+        elif now - self._line_at >= EVERY_SECONDS or result.step == self.total_steps:
             self._line_at = now
             print(self.line(result), file=sys.stderr, flush=True)
 

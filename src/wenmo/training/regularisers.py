@@ -1,7 +1,8 @@
 """Regularisers of any objective: R-Drop and adversarial embeddings.
 
 In: an Objective. Out: an Objective whose terms, in training, say more; in evaluation they are what they were. The loop
-and the tasks know nothing of it. (Penalties on the weights themselves act where the weights change: loop.py, l2_sp.py.)
+and the tasks know nothing of it. (Penalties on the weights themselves act where the weights change: `Start` of
+optimizer.py, in loop.py.)
 """
 
 from __future__ import annotations

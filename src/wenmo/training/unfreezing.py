@@ -8,7 +8,8 @@ optimizer touches them. A pure function of the step: nothing to save, and outsid
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 
 from pydantic import Field
 from torch import nn
@@ -16,6 +17,8 @@ from torch import nn
 from wenmo.config import Count, Settings
 from wenmo.errors import RecipeError, say
 from wenmo.training.groups import depths, trainable
+
+_log = logging.getLogger(__name__)
 
 
 class UnfreezeSettings(Settings):
@@ -53,3 +56,15 @@ class Unfreezing:
         finally:
             for parameter in waiting:
                 parameter.requires_grad_(True)
+
+
+def waiting_in(model: nn.Module, settings: UnfreezeSettings | None,
+               total_steps: int) -> Callable[[int], contextlib.AbstractContextManager[None]]:
+    """What waits in a step for its turn to be trained: nothing without settings."""
+    if settings is None:
+        return lambda _: contextlib.nullcontext()
+    found = Unfreezing(model, settings)
+    joined = found.num_joined(total_steps - 1)
+    _log.info(say(f"one layer more every {settings.every} steps; {joined} of {len(found.stages)} levels in the end",
+                  f"每 {settings.every} 步多训练一层；最终训练 {joined}/{len(found.stages)} 级"))
+    return found

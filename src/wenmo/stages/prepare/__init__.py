@@ -11,13 +11,13 @@ on its device, the examples that training reads.
     examples.py   rows → the mixed examples of all sources
 """
 
-from wenmo.stages.prepare.corpus import Corpus, open_joint
+from wenmo.stages.prepare.corpus import Corpus
 from wenmo.stages.prepare.examples import examples_for, print_built
-from wenmo.stages.prepare.facts import head_facts, model_facts, normalization_card, run_facts, source_card
+from wenmo.stages.prepare.facts import model_facts, normalization_card, run_facts, source_card
 from wenmo.stages.prepare.given import columns_in, rows_to_measure
-from wenmo.stages.prepare.model import model_for, refuse_misfit, start_of, task_for, tokenizer_for
+from wenmo.stages.prepare.model import model_for, place_on, refuse_misfit, start_of, task_for, tokenizer_for
 from wenmo.stages.prepare.rows import Rows, place_fault, placed, values_of
 
-__all__ = ["Corpus", "Rows", "columns_in", "examples_for", "head_facts", "model_facts", "model_for",
-           "normalization_card", "open_joint", "place_fault", "placed", "print_built", "refuse_misfit",
+__all__ = ["Corpus", "Rows", "columns_in", "examples_for", "model_facts", "model_for",
+           "normalization_card", "place_fault", "place_on", "placed", "print_built", "refuse_misfit",
            "rows_to_measure", "run_facts", "source_card", "start_of", "task_for", "tokenizer_for", "values_of"]

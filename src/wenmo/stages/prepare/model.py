@@ -15,13 +15,14 @@ from wenmo import device as machine
 from wenmo.errors import RecipeError, say
 from wenmo.files import atomic_folder
 from wenmo.modeldir import Opened, adapt, check_vocabulary, open_model, open_tokenizer
-from wenmo.models import CustomHeads, ModelConfig, create
+from wenmo.models import CustomHeads, ModelConfig, create, lora
 from wenmo.models.resize import with_vocabulary
 from wenmo.nn.block import checkpoint_activations
 from wenmo.nn.compiled import compile_blocks, refuse_without_compiler
 from wenmo.recipe import From, FromModel, Recipe, TrainTokenizer
 from wenmo.stages.prepare.rows import Rows, placed
 from wenmo.tasks import CustomTasks, Task, create_task
+from wenmo.tasks.chat import Chat
 from wenmo.text import tokenizer_training
 from wenmo.text.source import STRINGS
 from wenmo.text.tokenizer import Tokenizer
@@ -75,11 +76,22 @@ def task_for(recipe: Recipe, tokenizer: Tokenizer, rows: Rows, custom: CustomTas
 def model_for(recipe: Recipe, task: Task, custom: CustomHeads | None = None) -> Opened:
     """A new model with the task's heads, or the trained one it starts from with these heads; as it is to be trained."""
     opened = _opened_or_new(recipe, task, custom)
+    if isinstance(task, Chat):  # an answer ends with its turn; transformers too reads it here
+        opened.generation = {**opened.generation, "eos_token_id": list(task.ends)}
     if recipe.train.checkpoint_activations:
         checkpoint_activations(opened.model)
     if recipe.train.compile:
         compile_blocks(opened.model)
     return opened
+
+
+def place_on(opened: Opened, on: machine.Device) -> Any:
+    """The model where it is trained and in the format that it computes in there; frozen matrices are kept in it."""
+    opened.model.to(on.device)
+    opened.model.compute_dtype = on.dtype
+    if opened.adapter is not None:
+        lora.round_frozen(opened.model, on.dtype)
+    return opened.model
 
 
 def _opened_or_new(recipe: Recipe, task: Task, custom: CustomHeads | None) -> Opened:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from wenmo.data.sources import SourceRows
-from wenmo.errors import DataError, say
+from wenmo.errors import DataError
 from wenmo.tasks import Task
+from wenmo.tasks.task import row_name
 from wenmo.text.intake import Row
 from wenmo.text.messages import texts_of
 from wenmo.text.words import joined
@@ -61,7 +62,7 @@ def placed(rows: Sequence[Row]) -> Iterator[Iterator[Values]]:
         yield handed()
     except DataError as error:
         for number, row in in_hand:
-            among, stands = say(f"row {number}", f"第 {number} 行"), f"{row.file}:{row.number}"
+            among, stands = row_name(number - 1), f"{row.file}:{row.number}"
             error.where = error.where.replace(among, stands) if among in error.where else f"{stands}, {error.where}"
         raise
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from wenmo import device as machine
 from wenmo.errors import DataError, ModelError, RecipeError, TokenizerError, UsageError, say
 from wenmo.files import sweep_unfinished
-from wenmo.models import CustomHeads, lora
+from wenmo.models import CustomHeads
 from wenmo.recipe import Recipe, context
 from wenmo.stages import prepare
 from wenmo.stages.prepare import Corpus
@@ -25,7 +25,6 @@ from wenmo.stages.train.ready import Ready
 from wenmo.stages.train.running import Running
 from wenmo.stages.train.trained import Trained
 from wenmo.tasks import CustomTasks
-from wenmo.tasks.chat import Chat
 from wenmo.training.processes import Processes, joined, own_device
 from wenmo.training.run import RECORD, Run, Stopper
 
@@ -64,13 +63,8 @@ def _train(recipe: Recipe, out: Path, data_root: Path, tasks: CustomTasks | None
             tokenizer = prepare.tokenizer_for(recipe, rows, run.folder / "tokenizer", known)
             task = prepare.task_for(recipe, tokenizer, rows, tasks)
             opened = prepare.model_for(recipe, task, heads)
-        if isinstance(task, Chat):  # an answer ends with its turn; transformers too reads it here
-            opened.generation = {**opened.generation, "eos_token_id": list(task.ends)}
         opened.card = card_before(recipe, task, rows, facts)
-        opened.model.to(on.device)
-        opened.model.compute_dtype = on.dtype
-        if opened.adapter is not None:
-            lora.round_frozen(opened.model, on.dtype)
+        prepare.place_on(opened, on)
         ready = Ready(recipe, run, on, processes, task, opened, rows)
         return Running(ready, stopper, facts, began).carry_out()
 

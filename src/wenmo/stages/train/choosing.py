@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from wenmo.data.examples import Examples, Rows
-from wenmo.errors import say
-from wenmo.evaluation.validation import first_batch, outputs_of, validate
+from wenmo.errors import NumericsError, say
+from wenmo.evaluation.validation import measures_of, outputs_of, validate
 from wenmo.generate import Sampling, generate
 from wenmo.objectives import Objective
 from wenmo.stages import prepare
@@ -62,11 +62,9 @@ class Choosing:
         """RecipeError for a metric to choose by that there is not: a misspelt one costs no training."""
         settings = self._ready.recipe.train.best
         if settings is not None and self.examples is not None:
-            measuring = (self._ready.model, self._ready.task, self._objective, self.examples,
-                         prepare.values_of(self._ready.rows.choose), self._ready.on)
-            found = first_batch(*measuring)
-            named = all(name in found for name in settings.names)  # else the batch may have no row of a task
-            Best(settings).see(0, found if named else validate(*measuring))
+            Best(settings).see(0, measures_of(
+                settings.names, self._ready.model, self._ready.task, self._objective, self.examples,
+                prepare.values_of(self._ready.rows.choose), self._ready.on))
 
     def evaluate(self, step: int, tokens: int) -> None:
         """Measured by one process; all then know which weights are the best, and whether to stop."""
@@ -81,7 +79,15 @@ class Choosing:
         assert self.examples is not None
         ready = self._ready
         values = prepare.values_of(ready.rows.choose)
-        metrics = validate(ready.model, ready.task, self._objective, self.examples, values, ready.on)
+        try:
+            metrics = validate(ready.model, ready.task, self._objective, self.examples, values, ready.on)
+        except NumericsError as error:
+            raise NumericsError(
+                say("the training has diverged: the model's answers are no numbers",
+                    "训练已发散：模型的输出不是有限数值"),
+                where=say(f"step {step}", f"第 {step} 步"),
+                mend=say("lower train.optimizer.lr; wenmo find-lr says which rate the recipe bears",
+                         "减小 train.optimizer.lr；wenmo find-lr 会给出可用的学习率")) from error
         row: dict[str, Any] = {"step": step, "tokens": tokens,
                                **{f"val_{name}": value for name, value in metrics.items()}}
         if ready.recipe.train.samples:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from wenmo.tasks import JointSettings
 from wenmo.training import checkpoint, optimizer, sharded
 from wenmo.training.average import Average
 from wenmo.training.groups import trainable
-from wenmo.training.unfreezing import UnfreezeSettings, Unfreezing
+from wenmo.training.unfreezing import waiting_in
 
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Weights:
         self.optimizer = optimizer.build(self.learner, settings.optimizer, settings.groups, settings.layer_decay,
                                          prepare.start_of(ready.recipe, ready.opened))
         _count_trained(ready.opened, self.learner)
-        self.frozen = _unfreezing(self.learner, settings.unfreeze, total_steps)
+        self.frozen = waiting_in(self.learner, settings.unfreeze, total_steps)
         self.average = None if settings.ema is None else Average(self.learner, settings.ema)
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
@@ -130,15 +130,3 @@ def _count_trained(opened: Opened, learner: torch.nn.Module) -> None:
         opened.card["lineage"] |= {"parameters": {"trained": trained, "all": total}}
         _log.info(say(f"trainable parameters: {trained:,} of {total:,} ({trained / total:.2%})",
                       f"可训练参数：{trained:,}，共 {total:,}（{trained / total:.2%}）"))
-
-
-def _unfreezing(learner: torch.nn.Module, settings: UnfreezeSettings | None,
-                total_steps: int) -> Callable[[int], contextlib.AbstractContextManager[None]]:
-    """What waits in a step for its turn to be trained."""
-    if settings is None:
-        return lambda _: nullcontext()
-    found = Unfreezing(learner, settings)
-    joined = found.num_joined(total_steps - 1)
-    _log.info(say(f"one layer more every {settings.every} steps; {joined} of {len(found.stages)} levels in the end",
-                  f"每 {settings.every} 步多训练一层；最终训练 {joined}/{len(found.stages)} 级"))
-    return found
