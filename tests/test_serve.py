@@ -323,6 +323,9 @@ def test_embeddings(client, references) -> None:
     for given in ({}, {"encoding_format": "float"}):  # the client asks for base64 by itself
         answer = client.embeddings.create(model="encoder", input=texts, **given)
         np.testing.assert_allclose([each.embedding for each in answer.data], expected, atol=1e-5)
+    long, fitting = client.embeddings.create(model="encoder", input=["字" * 5000, texts[0]]).data
+    assert long.truncated_tokens > 4000
+    assert not hasattr(fitting, "truncated_tokens")
     short = client.embeddings.create(model="encoder", input=texts[0], dimensions=4).data[0].embedding
     np.testing.assert_allclose(short, expected[0][:4] / np.linalg.norm(expected[0][:4]), atol=1e-5)
 

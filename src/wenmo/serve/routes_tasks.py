@@ -28,18 +28,21 @@ async def embeddings(body: EmbeddingRequest, http: Request) -> Response:
     async with using(http, body.model) as served:
         num_tokens = await run_in_threadpool(_num_tokens, served, texts)
         with http.state.visit.reading(num_tokens):
-            vectors = await served.embed(texts, body.prompt)
+            vectors, cut_tokens = await served.embed(texts, body.prompt)
     if body.dimensions is not None:
         vectors = _shortened(vectors, body.dimensions)
-    return Response(await run_in_threadpool(_written, body, vectors, num_tokens), media_type=Json.media_type)
+    content = await run_in_threadpool(_written, body, vectors, cut_tokens, num_tokens)
+    return Response(content, media_type=Json.media_type)
 
 
-def _written(body: EmbeddingRequest, vectors: np.ndarray, num_tokens: int) -> bytes:
-    """Vector by vector: json holds all threads up while it writes, and a million numbers take it a second."""
+def _written(body: EmbeddingRequest, vectors: np.ndarray, cut_tokens: list[int], num_tokens: int) -> bytes:
+    """Vector by vector: json holds all threads up while it writes, and a million numbers take it a second. A text of
+    which a part was not read says so, in `truncated_tokens`."""
     data = b",".join(encoded({
         "object": "embedding", "index": index,
-        "embedding": vector.tolist() if body.encoding_format == "float" else _base64(vector)})
-        for index, vector in enumerate(vectors))
+        "embedding": vector.tolist() if body.encoding_format == "float" else _base64(vector),
+        **({"truncated_tokens": cut} if cut else {})})
+        for index, (vector, cut) in enumerate(zip(vectors, cut_tokens, strict=True)))
     rest = encoded({"model": body.model, "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens}})
     return b'{"object":"list","data":[' + data + b"]," + rest[1:]
 

@@ -81,11 +81,13 @@ class Served:
         answers = iter(answered)
         return [row if isinstance(row, DataError) else next(answers) for row in asked]
 
-    async def embed(self, texts: Sequence[str], prompt: str | None = None) -> np.ndarray:
-        """`Loaded.embed`, put together with other requests: [number of texts, D]."""
+    async def embed(self, texts: Sequence[str], prompt: str | None = None) -> tuple[np.ndarray, list[int]]:
+        """`Loaded.embed`, put together with other requests: [number of texts, D]; and of each, how many tokens were
+        not read."""
         read = await asyncio.to_thread(self.loaded.texts_to_embed, texts, prompt)
         found = await asyncio.wrap_future(self.batcher.submit(_VECTORS, read, [len(each) for each in read]))
-        return np.stack(found) if found else self.loaded.vectors([])
+        vectors = np.stack(found) if found else self.loaded.vectors([])
+        return vectors, [int(text.values["cut_tokens"]) for text in read]
 
     async def run(self, work: Callable[[Loaded], T]) -> T:
         """Anything else that a loaded model can do, in its turn and alone."""
