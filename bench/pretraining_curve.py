@@ -27,7 +27,7 @@ from wenmo.files import read_jsonl, write_json
 from wenmo.metrics import mean_of_runs
 
 RECIPES = Path(__file__).parent.parent / "recipes" / "results"
-POINTS = (1_500, 5_000, 10_000, 20_000, 50_000)  # steps of 4,096 tokens, those of the falling rate among them
+POINTS = (1_500, 5_000, 10_000, 20_000, 32_000)  # steps of 4,096 tokens, those of the falling rate among them
 FALLING = 0.2
 WARMUP = 150
 WAIT = 20  # seconds
