@@ -310,6 +310,18 @@ def test_null_is_what_is_left_out(url) -> None:
                                                    "max_output_tokens": 2}, timeout=60).status_code == 200
 
 
+@pytest.mark.parametrize(("given", "param"), [
+    ({"messages": [{"role": "user", "content": 5}]}, "messages.0.content"),
+    ({"messages": [{"role": "foo", "content": "x"}]}, "messages.0"), ({"messages": [{"content": "x"}]}, "messages.0"),
+    ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+    ({"response_format": {"type": "xml"}}, "response_format"), ({"stop": [""]}, "stop.0"), ({"stop": 5}, "stop"),
+])
+def test_a_place_is_as_the_client_wrote_it(url, given, param) -> None:
+    body = {"model": "chat", "messages": ASKED, **given}
+    error = httpx.post(f"{url}/v1/chat/completions", json=body).json()["error"]
+    assert error["param"] == param, error
+
+
 @pytest.mark.parametrize("body", ["{bad", "", "[1, 2"])
 def test_a_body_that_is_no_json_is_told_so(url, body) -> None:
     found = httpx.post(f"{url}/v1/chat/completions", content=body, headers={"content-type": "application/json"})

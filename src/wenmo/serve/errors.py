@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -94,7 +94,7 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     """The fault that lies deepest: of what may be one of several things, the one that it resembles most."""
     faults = error.errors()
     fault = max(faults, key=lambda each: len(each["loc"]))
-    path = ".".join(str(part) for part in fault["loc"] if part != "body" and not _is_kind(part))
+    path = ".".join(_written(fault, error.body) if fault["loc"][:1] == ("body",) else map(str, fault["loc"]))
     if fault["type"] == "json_invalid" or (fault["type"] == "missing" and not path):
         return ApiError(400, say("the body is no valid JSON", "请求体不是合法的 JSON"), code="invalid_json")
     if fault["type"] == "extra_forbidden":
@@ -107,6 +107,12 @@ def _of_validation(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{path}: {message}" if path else message, param=path or None, code="invalid_value")
 
 
-def _is_kind(part: int | str) -> bool:
-    """Whether this part of a place is pydantic's name for one of several kinds, which no client wrote."""
-    return isinstance(part, str) and (part[:1].isupper() or part in ("str", "int") or "[" in part)
+def _written(fault: Mapping[str, Any], body: Any) -> Iterator[str]:
+    """The parts of a place that the client wrote, or left out; not pydantic's names for one of several kinds."""
+    *_, last = places = fault["loc"][1:] or ("",)
+    for number, part in enumerate(places, 1):
+        if (isinstance(body, Mapping) and part in body) or (isinstance(body, list) and part in range(len(body))):
+            body = body[part]
+            yield str(part)
+        elif fault["type"] == "missing" and part == last and number == len(places) and part:
+            yield str(part)
