@@ -109,6 +109,11 @@ def test_evaluations_of_a_run_are_written_down_in_it(wenmo: Command, tmp_path: P
     assert "was evaluated on these data before (1×)" in caplog.text
 
 
+def test_a_text_that_fills_the_window_says_so(wenmo: Command, caplog: pytest.LogCaptureFixture) -> None:
+    wenmo("generate", "gpt", "-p", "新华社", "--max-new-tokens", 500)
+    assert "1 of 1 texts end with the model's window" in caplog.text
+
+
 def test_generate_json(wenmo: Command) -> None:
     result = wenmo("generate", "gpt", "-p", "新华社", "-p", "From", "-n", 2, "--max-new-tokens", 5, "--temperature", 1,
                    "--json")

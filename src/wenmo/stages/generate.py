@@ -50,14 +50,19 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
         began = time.perf_counter()  # to pack the weights and compile the native steps is not to write
         events = _engine_events(engine, asked, settings, shape)
     continues = not chat and "seq2seq_lm" not in loaded.model.heads
-    completions, tokens = [], 0
+    completions, tokens, num_cut = [], 0, 0
     for prompt, samples in zip(prompts, events, strict=True):
         if streaming and continues and settings.num_sequences == 1:
             print(prompt, end="", flush=True)
         for sample, coming in enumerate(samples):
             completion = _shown(loaded, sample, coming, settings, streaming)
             tokens += len(completion.ids)
+            num_cut += completion.reason == "length" and len(completion.ids) < settings.max_new_tokens
             completions.append({"prompt": prompt, "sample": sample, **_answer(loaded, completion)})
+    if num_cut:
+        number, window = len(completions), loaded.opened.max_tokens
+        _log.warning(say(f"{num_cut} of {number} texts end with the model's window of {window} tokens",
+                         f"{number} 段文本中有 {num_cut} 段止于模型窗口的末尾（{window} 个词元）"))
     speed = tokens / max(time.perf_counter() - began, 1e-9)
     _log.info(say(f"{tokens} tokens, {speed:.1f} a second", f"{tokens} 个词元，每秒 {speed:.1f} 个"))
     sys.stdout.flush()
