@@ -20,6 +20,7 @@ from wenmo.files import atomic_folder, sha256_file
 from wenmo.hub.fetch import is_reference
 from wenmo.hub.fetch import model as from_hub
 
+RUN_RECORD = "run.json"  # marks a Run (training/run.py)
 ADAPTER_CONFIG = "adapter_config.json"  # in the folder of an adapter, which needs no config.json (see adapter.py)
 
 

@@ -20,6 +20,7 @@ from wenmo.evaluation.comparison import compare as both
 from wenmo.evaluation.token_matching import estimates, token_matching
 from wenmo.files import append_jsonl, read_jsonl, sha256_file, storage_errors, write_jsonl
 from wenmo.loaded import Loaded, load
+from wenmo.locate import RUN_RECORD
 from wenmo.report import Comparison, Report, verdict
 from wenmo.stages.out_folder import refuse_inputs
 from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
@@ -122,7 +123,7 @@ def named(answer: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _write_down(model: Path, data: Path, report: Report) -> None:
     """A Run's evaluations.jsonl: which data were looked at, and how often (a test set seen twice is one no more)."""
-    if not (model / "run.json").exists() or not data.is_file():
+    if not (model / RUN_RECORD).exists() or not data.is_file():
         return
     log = model / "evaluations.jsonl"
     digest = sha256_file(data)

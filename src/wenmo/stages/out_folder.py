@@ -9,7 +9,7 @@ from glob import glob
 from pathlib import Path
 
 from wenmo.errors import UsageError, say
-from wenmo.training.run import RECORD
+from wenmo.locate import RUN_RECORD
 
 
 def refuse_other_things(out: Path, *marks: str, read: tuple[Path, ...] = ()) -> None:
@@ -19,7 +19,7 @@ def refuse_other_things(out: Path, *marks: str, read: tuple[Path, ...] = ()) -> 
         return
     refuse_inputs(out, *read)
     whole = out.resolve()
-    if any((folder / RECORD).exists() for folder in (whole, *whole.parents)):
+    if any((folder / RUN_RECORD).exists() for folder in (whole, *whole.parents)):
         raise UsageError(say("this folder belongs to a run", "该文件夹属于一次训练"), where=f"--out {out}",
                          mend=_elsewhere())
     if not out.is_dir() or not all((out / name).exists() for name in marks):

@@ -28,6 +28,7 @@ import torch
 import wenmo
 from wenmo import config, files
 from wenmo.errors import CheckpointError, UsageError, say
+from wenmo.locate import RUN_RECORD
 from wenmo.training.cost import COST
 from wenmo.training.processes import num_processes, several
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 RECIPE = "recipe.yaml"
-RECORD = "run.json"
+RECORD = RUN_RECORD
 BEFORE_WEIGHTS = ("tokenizer", "shards", "tensorboard", "checkpoints")  # folders that a run can make again
 FOLDS = "folds"  # of the cross-validation that came before: a Run for each
 
