@@ -127,7 +127,7 @@ def test_the_threshold_is_the_best_of_all() -> None:
 
 
 def test_a_threshold_of_rare_labels_is_not_rounded_to_none() -> None:
-    task = MultiLabel(MultiLabelSettings(labels=("x", "y")), None, None)  # type: ignore[arg-type]
+    task = MultiLabel(MultiLabelSettings(labels=("x", "y")), None, None)
     said = [[np.array([chance, 0.9])] for chance in (3e-7, 1e-7, 1e-8)]
     tuned = task.tuned([{"labels": ["x", "y"]}, {"labels": ["y"]}, {"labels": ["y"]}], lambda: said)
     assert tuned.settings.thresholds["x"] == pytest.approx(2e-7)

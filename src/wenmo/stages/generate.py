@@ -33,8 +33,7 @@ def generate(model: str, prompts: Sequence[str], sampling: Mapping[str, Any], *,
     "tokens_per_second"}; with "score" where beams were searched, and "logprobs" where asked for.
 
     All of them are written together by the engine, and shown in order. Beams are the plain reference's (generate/).
-    Raises UsageError for a format that it does not have, and
-    for a `shape`, which the engine holds each text to.
+    Raises UsageError for a format that it does not have, and for a `shape`, which the engine holds each text to.
     """
     settings = parse(Sampling, sampling, say("the command line", "命令行"))
     loaded = load(model, device="cpu", threads=threads)
