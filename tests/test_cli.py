@@ -404,6 +404,9 @@ def test_stdout_holds_the_object_alone_and_stderr_the_rest(tmp_path: Path) -> No
     assert "rows in" in err
     assert "step 4/4" in err
     assert "\x1b" not in err
+    with process("--quiet", *command[:-1], str(tmp_path / "unseen")) as running:
+        assert running.communicate() == (b"", b"")
+    assert (tmp_path / "unseen" / "model").exists()
     write_csv(tmp_path / "new.csv", ("text", "label"), small_data.reviews(20, seed=7))
     with process("--quiet", "evaluate", "classifier", str(tmp_path / "new.csv"), "--json") as running:
         out, err = (part.decode() for part in running.communicate())

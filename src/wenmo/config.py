@@ -209,16 +209,16 @@ def parse(cls: type[S], data: Mapping[str, Any], where: str, context: Mapping[st
                 faults.append(say(f"unknown key `{path}`", f"未知的键 `{path}`"))
                 key = str(fault["loc"][-1])
                 places = _places(cls, key)
-                near = difflib.get_close_matches(key, sorted(_known_keys(cls) - {key}), n=1)
+                beside = set().union(*map(_keys, _settings_at(cls, fault["loc"][:-1])))
+                near = (difflib.get_close_matches(key, sorted(beside), n=1)
+                        or difflib.get_close_matches(key, sorted(_known_keys(cls) - {key}), n=1))
                 kinds = _kinds_with(cls, fault["loc"])
                 if kinds:
                     mends.append(say(f"`{key}` belongs to {', '.join(kinds)}", f"`{key}` 属于 {', '.join(kinds)}"))
                 elif places:
                     mends.append(say(f"did you mean `{places[0]}`?", f"是否想写 `{places[0]}`？"))
                 elif near:
-                    others = _places(cls, near[0])
-                    beside = not others or f"{path.rpartition('.')[0]}.{near[0]}".lstrip(".") in others
-                    meant = near[0] if beside else others[0]
+                    meant = near[0] if near[0] in beside else next(iter(_places(cls, near[0])), near[0])
                     mends.append(say(f"did you mean `{meant}`?", f"是否想写 `{meant}`？"))
             elif fault["type"] == "missing":
                 faults.append(say(f"the key `{path}` is missing", f"缺少键 `{path}`"))
@@ -246,28 +246,36 @@ def _path_in(data: Any, location: Sequence[int | str]) -> str:
 
 def _kinds_with(cls: type[Settings], location: Sequence[int | str]) -> list[str]:
     """Where an unknown key stands in one of several kinds of settings (`type: …`): the other kinds that know it."""
-    here: list[type[Settings]] = [cls]
-    for part in location[:-1]:
-        fields = [field for each in here for name, field in each.model_fields.items() if (field.alias or name) == part]
-        if fields:  # else a number in a list, or the name that pydantic gives to a kind
-            here = [inner for field in fields for inner in _types_in(field.annotation)
-                    if isinstance(inner, type) and issubclass(inner, Settings)]
-    knowing = [each for each in here
-               if location[-1] in {field.alias or name for name, field in each.model_fields.items()}]
+    knowing = [each for each in _settings_at(cls, location[:-1]) if location[-1] in _keys(each)]
     literals = [get_args(field.annotation) for each in knowing for field in each.model_fields.values()
                 if get_origin(field.annotation) is Literal]
     return sorted({str(values[0]) for values in literals if len(values) == 1 and isinstance(values[0], str)})
 
 
+def _settings_at(cls: type[Settings], location: Sequence[int | str]) -> list[type[Settings]]:
+    """What may stand there: several kinds of settings, one, or none."""
+    here: list[type[Settings]] = [cls]
+    for part in location:
+        fields = [field for each in here for name, field in each.model_fields.items() if (field.alias or name) == part]
+        if fields:  # else a number in a list, or the name that pydantic gives to a kind
+            here = [inner for field in fields for inner in _types_in(field.annotation)
+                    if isinstance(inner, type) and issubclass(inner, Settings)]
+    return here
+
+
+def _keys(cls: type[Settings]) -> set[str]:
+    return {field.alias or name for name, field in cls.model_fields.items()}
+
+
 def _known_keys(cls: type[Settings]) -> set[str]:
     keys: set[str] = set()
     for reachable in _reachable(cls, set()):
-        keys.update(field.alias or name for name, field in reachable.model_fields.items())
+        keys |= _keys(reachable)
     return keys
 
 
 def _places(cls: type[Settings], key: str) -> list[str]:
-    """Where a key stands that was written elsewhere: its paths, the shortest first; none inside lists."""
+    """Where a key stands that was written elsewhere: its paths, the shortest first; of a list, in its first item."""
     level, seen = [("", cls)], {cls}
     while level:
         fields = [(before + (field.alias or name), field) for before, each in level
@@ -275,7 +283,8 @@ def _places(cls: type[Settings], key: str) -> list[str]:
         found = [path for path, _ in fields if path.rpartition(".")[2] == key]
         if found:
             return found
-        inner = [(f"{path}.", each) for path, field in fields if get_origin(field.annotation) is not tuple
+        inner = [(f"{path}.0." if get_origin(field.annotation) is tuple else f"{path}.", each)
+                 for path, field in fields if get_origin(field.annotation) is not dict
                  for each in _types_in(field.annotation) if isinstance(each, type) and issubclass(each, Settings)]
         level = [(path, each) for path, each in inner if each not in seen]
         seen.update(each for _, each in level)

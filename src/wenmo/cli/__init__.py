@@ -61,12 +61,17 @@ def _version(shown: bool) -> None:
 
 @app.callback()
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True,
                                           help=say("print the version", "打印版本号"))] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help=say("warnings and errors only",
                                                                   "只显示警告和错误"))] = False,
 ) -> None:
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", stream=sys.stderr)
+    if quiet:
+        progress = logging.getLogger("wenmo.training.progress")
+        progress.setLevel(logging.WARNING)
+        context.call_on_close(lambda: progress.setLevel(logging.NOTSET))
 
 
 def main() -> None:

@@ -1,11 +1,12 @@
 """What a person sees while a run goes on.
 
 In: StepResults. Out: on a terminal a bar on stderr; elsewhere (a file, a log, NO_COLOR) one plain line every few
-seconds. stdout is left alone.
+seconds. stdout is left alone. Nothing where the logger of this module is set above INFO, as --quiet does.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -20,6 +21,7 @@ from rich.progress import Progress as Bar
 from wenmo.errors import say
 from wenmo.training.loop import StepResult
 
+_log = logging.getLogger(__name__)
 EVERY_SECONDS = 10.0  # a plain line
 WINDOW_STEPS = 100  # speed and time left are those of the last steps, pauses for evaluation and saving included
 
@@ -28,11 +30,11 @@ class Progress:
     """A context manager; `show` each StepResult. `silent`: of several processes all but the first are."""
 
     def __init__(self, total_steps: int, *, silent: bool = False) -> None:
-        self.total_steps, self.silent = total_steps, silent
+        self.total_steps, self.silent = total_steps, silent or _log.level > logging.INFO
         self._past: deque[tuple[float, int]] = deque(maxlen=WINDOW_STEPS)  # (when, num_tokens) of each step
         self._line_at = -math.inf
         self._bar: Bar | None = None
-        if not silent and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
+        if not self.silent and sys.stderr.isatty() and not os.environ.get("NO_COLOR"):
             self._bar = Bar(
                 BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True),
                 redirect_stdout=False, refresh_per_second=4,
