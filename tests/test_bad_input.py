@@ -231,6 +231,20 @@ def test_a_wrong_line_on_stdin(wenmo: Command, line: bytes, what: str) -> None:
     assert what in alone.err.splitlines()[1]
 
 
+def test_lines_of_stdin_are_read_as_told(wenmo: Command) -> None:
+    """`--columns` and `--encoding` hold for stdin too; what they cannot mean there is refused."""
+    plain = wenmo("predict", "classifier", stdin="很好\n".encode()).out
+    assert wenmo("predict", "classifier", "--encoding", "gbk", stdin="很好\n".encode("gbk")).out == plain
+    line = json.dumps({"review": "很好"}).encode()
+    assert wenmo("predict", "classifier", "--columns", "text=review", stdin=line).out == plain
+    for option, value, what in (("--columns", "txt=review", "nothing uses a column `txt`"),
+                                ("--columns", "text=0", "no numbered columns"),
+                                ("--encoding", "utf-16", "UTF-16 does not allow")):
+        result = wenmo("predict", "classifier", option, value, stdin=line)
+        assert result.code == 2
+        assert what in result.message[0]
+
+
 def test_in_chinese(wenmo: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WENMO_LANG", "zh")
     command = ("train", "classification.yaml", "--data-root", "data", "--out", tmp_path / "run")

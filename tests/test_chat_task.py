@@ -302,6 +302,15 @@ def test_a_csv_of_questions_and_answers_trains_a_model_that_answers(folder: Path
     assert all(isinstance(each, DataError) for each in (long, empty, none))
 
 
+def test_rows_at_hand_keep_the_tools_that_are_offered_with_them(folder: Path) -> None:
+    row = {"messages": turns("天空是什么颜色？", "蓝色。")}
+    model = load(folder / "run")
+    assert evaluate(model, [row]).n == 1
+    with pytest.raises(DataError, match="not one conversation") as caught:  # the window is too small for them
+        evaluate(model, [{**row, "tools": '[{"name": "f"}]'}])
+    assert "leaves no room" in str(caught.value)
+
+
 def test_columns_are_remembered_for_files_of_the_same_kind(tmp_path: Path) -> None:
     rows = [(f"{n}？", f"{n}") for n in range(9)]
     write_csv(tmp_path / "train.csv", ("问", "答"), rows)
@@ -455,6 +464,15 @@ def test_columns_of_a_table_are_refused_where_rows_are_conversations(tmp_path: P
     (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
     with pytest.raises(RecipeError, match=r"columns\.question"):
         read_sources([SourceSettings(path="a.jsonl", columns={"question": "q"})], tmp_path, ("messages",), ())
+
+
+def test_an_answer_marked_as_bad_is_not_learned_from(tmp_path: Path) -> None:
+    """The rows of KTO (Ethayarajh et al. 2024), where half of the answers are those not to give."""
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"messages": turns("q", answer), "label": label}) + "\n"
+                                              for answer, label in (("good", True), ("bad", False))))
+    [found] = read_sources([SourceSettings(path="a.jsonl")], tmp_path, ("messages",), (), ("messages",))
+    assert [row.values["messages"] for row in found.rows] == [turns("q", "good")]
+    assert found.counts.quarantined == 1
 
 
 def test_columns_of_a_table_are_mapped_and_placeholders_filled(tmp_path: Path) -> None:

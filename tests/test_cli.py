@@ -101,12 +101,13 @@ def test_evaluate_a_language_model_json(wenmo: Command) -> None:
 
 def test_evaluations_of_a_run_are_written_down_in_it(wenmo: Command, tmp_path: Path, caplog: Any) -> None:
     wenmo("train", "classes.yaml", "train.steps=2", "--data-root", "data", "--out", tmp_path / "run")
-    for _ in range(2):
-        wenmo("evaluate", tmp_path / "run", "data/reviews-train.csv")
+    for model in (tmp_path / "run", tmp_path / "run" / "model"):
+        wenmo("evaluate", model, "data/reviews-train.csv")
     rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
     assert len(rows) == 2
     assert rows[0]["metrics"] == rows[1]["metrics"]
     assert "was evaluated on these data before (1×)" in caplog.text
+    assert "run was trained on these data" in caplog.text
 
 
 def test_a_text_that_fills_the_window_says_so(wenmo: Command, caplog: pytest.LogCaptureFixture) -> None:
@@ -412,6 +413,18 @@ def test_stdout_holds_the_object_alone_and_stderr_the_rest(tmp_path: Path) -> No
         out, err = (part.decode() for part in running.communicate())
     assert only_json(out)["n"] == 20
     assert err == ""
+
+
+def test_a_demo_that_is_told_to_stop_goes_no_further(tmp_path: Path) -> None:
+    with process("demo", "--out", str(tmp_path / "demo"), NO_COLOR="1") as running:
+        assert running.stderr is not None
+        assert any(line.startswith(b"step ") for line in running.stderr)
+        running.terminate()
+        said = running.stderr.read().decode()
+    assert running.returncode == 75
+    assert "saving after this step" in said
+    assert "Fine-tuning" not in said
+    assert list((tmp_path / "demo" / "encoder" / "checkpoints").iterdir())
 
 
 def test_terminated_before_there_is_anything_to_save() -> None:

@@ -52,6 +52,7 @@ def test_it_learns_and_the_thresholds_lie_in_the_card(run: Path) -> None:
     report = wenmo.evaluate(model, str(run.parent / "labelled.jsonl"))
     assert report.metrics["micro_f1"].value > 0.85
     assert set(report.metrics) == {"micro_f1", "macro_f1", "subset_accuracy", "lrap"}
+    assert wenmo.evaluate(model, [{"text": "无", "labels": ""}]).n == 1  # a text may have none of them
     [answer] = model.predict(["昨天看来，这本书很好。"])
     assert set(answer["labels"]) == {name for name, score in answer["scores"].items()
                                      if score >= card["thresholds"][name]}

@@ -11,7 +11,7 @@ import pytest
 import small_data
 import wenmo
 from wenmo.errors import DataError
-from wenmo.files import append_jsonl
+from wenmo.files import append_jsonl, read_jsonl
 from wenmo.loaded import Loaded
 from wenmo.stages.train import Trained
 
@@ -58,6 +58,7 @@ def test_evaluate_from_python(model: Loaded, run: Trained) -> None:
                wenmo.evaluate(model, other, columns={"text": "review", "label": "stars"})]
     assert all(report.metrics == reports[0].metrics for report in reports)
     assert reports[0].metrics["accuracy"].value > 0.7
+    assert len(read_jsonl(run.folder / "evaluations.jsonl")) == 3  # those on the file
     assert (reports[0].n, reports[0].data, reports[2].data) == (100, str(file), "rows at hand")
 
 

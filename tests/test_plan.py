@@ -459,9 +459,11 @@ def test_suggestions_follow_rows_time_and_memory() -> None:
     assert "0.941" in many[0].quality
     assert many[0].fits
     assert [each.fits for each in many] == sorted((each.fits for each in many), reverse=True)
-    for task, figure in (("classification", "0.956"), ("similarity", "0.878"), ("joint", "0.990")):
+    for task, figure in (("classification", "0.956"), ("similarity", "0.878"), ("joint", "0.990"),
+                         ("tagging", "0.963")):
         assert any(figure in each.quality for each in suggest(Asked(task, 5_000, language="en")))
         assert not any("chinese" in each.route.start for each in suggest(Asked(task, 5_000, language="en")))
+    assert not any("-zh-" in each.route.start for each in suggest(Asked("text_to_text", 5_000, language="en")))
     few = suggest(Asked("classification", 300))
     assert "lora" in few[0].route.start
     assert not suggest(Asked("classification", 40_000, minutes=1))[0].fits_time

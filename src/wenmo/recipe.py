@@ -119,7 +119,7 @@ class Choose(Settings):
 
 
 class DataSettings(Lengths):
-    """`report` is read by `evaluate` alone, once; training never opens it but to leave its texts out.
+    """`report` names what is kept for `wenmo evaluate`; training opens it only to leave its texts out.
     `temperature`: T, so that a source of n rows is drawn from in proportion to n^(1/T) (Conneau et al. 2020, §3.1): the
     largest is seen once an epoch (times its weight), a smaller one more often."""
 

@@ -32,7 +32,8 @@ def demo(
 ) -> None:
     from wenmo.stages.demo import demo as run
 
-    run(out, texts=text or [], question=question)
+    if code := run(out, texts=text or [], question=question):
+        raise typer.Exit(code)
 
 
 @app.command(help=example(

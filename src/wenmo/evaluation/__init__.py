@@ -25,7 +25,7 @@ def measured(loaded: Answering, rows: list[Mapping[str, Any]], data: str, *, tas
     """
     chosen = loaded.task(task)
     outputs, cuts = loaded.outputs_and_cuts(rows, chosen, with_targets=True)
-    found = chosen.measure(rows, outputs, seed)
+    found = chosen.measure([loaded.targets_as_learned(row, chosen) for row in rows], outputs, seed)
     cut = {"truncated": {"rows": sum(map(bool, cuts)), "tokens": sum(cuts)}} if any(cuts) else {}
     report = Report(loaded.reference, chosen.name, data, found.n, seed, found.metrics, {**found.details, **cut})
     return report, found.statistics, outputs

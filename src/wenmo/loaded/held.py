@@ -29,6 +29,7 @@ from wenmo.notebook import facts, fragment
 from wenmo.tasks import CustomTasks, Encoded, Joint, Task, joint_of, task_from_card
 from wenmo.tasks.implied import further_task, implied_tasks
 from wenmo.text.normalize import NormalizeSettings, normalized, normalizer
+from wenmo.text.source import STRINGS
 from wenmo.text.tokenizer import Tokenizer
 
 BATCH_TOKENS = 4096  # of one forward in predict, score and embed
@@ -127,10 +128,18 @@ class Held:
         return self.tasks[name]
 
     def _encoded(self, number: int, row: Mapping[str, Any], task: Task, with_targets: bool) -> Encoded:
-        change = self.normalize
-        if change is not None:
-            row = {**row, **{name: normalized(row[name], change) for name in task.settings.columns if name in row}}
+        row = self._as_learned(row, (*task.settings.columns, *_target_texts(task)))
         return task.encode(number, row, with_targets=with_targets)
+
+    def targets_as_learned(self, row: Mapping[str, Any], task: Task) -> Mapping[str, Any]:
+        """The row, with the texts that answers are held against normalised as those that the model learned from."""
+        return self._as_learned(row, _target_texts(task))
+
+    def _as_learned(self, row: Mapping[str, Any], names: tuple[str, ...]) -> Mapping[str, Any]:
+        change = self.normalize
+        if change is None:
+            return row
+        return {**row, **{name: normalized(row[name], change) for name in names if name in row}}
 
     def _run(self, encoded: list[list[Tokens]], forward: Any) -> list[list[Any]]:
         """The windows of a long text are spread over batches: its length is no matter of memory."""
@@ -154,3 +163,8 @@ class Held:
             raise ModelError(
                 say(f"this model cannot {what}: it has no `{head}` head", f"此模型不能{what}：没有 `{head}` 输出头"),
                 where=self.reference, mend=say(f"its heads: {heads}", f"它的输出头：{heads}"))
+
+
+def _target_texts(task: Task) -> tuple[str, ...]:
+    """Targets that are texts of their own: no labels, and no pieces of a text, which keep its places."""
+    return tuple(name for name in task.settings.target_columns if name in STRINGS)

@@ -1,4 +1,4 @@
-"""Taps: how audits, attribution, distillation and pruning see (and may replace) what flows inside a body."""
+"""Taps: what flows inside a body is seen there, and may be replaced."""
 
 from __future__ import annotations
 

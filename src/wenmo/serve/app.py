@@ -17,7 +17,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from wenmo import __version__
 from wenmo.errors import WenmoError
@@ -60,6 +60,10 @@ def create_app(models: Models, settings: ServeSettings, *, warm: Sequence[str] =
     for kind in (ApiError, WenmoError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _failed)
     app.add_middleware(Guard, settings=settings, gate=gate, metrics=metrics, keys=keys)
+
+    @app.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:

@@ -45,6 +45,7 @@ class Served:
         self.name, self.folder = name, locate(reference)
         below = None if base is None else base.loaded
         self.loaded: Loaded = loaded.load(reference, device="cpu", base=below, **load_options)
+        self.loaded.check()  # a model whose weights or tokenizer are no longer those that were saved does not answer
         self.engine: Engine | None = None
         stored = self.loaded.stored_format
         if self.loaded.opened.tokenizer is not None and {"causal_lm", "seq2seq_lm"} & set(self.loaded.model.heads):

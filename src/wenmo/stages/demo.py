@@ -40,24 +40,28 @@ SENTENCES = ("宾馆很干净，服务也热情，下次还会来。", "内容�
 PROMPTS = ("这本书", "新华社北京", "酒店的")
 
 
-def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the capital of France?") -> dict[str, Any]:
-    """Does everything, writes `summary.json` and `report.html`, and gives the summary."""
+def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the capital of France?") -> int:
+    """Does everything, and writes `summary.json` and `report.html`. Gives the exit code: that of a training which was
+    told to stop, and goes on with the same command, else 0."""
     began = time.monotonic()
     needs_client()
     data = out / "data"
     reviews = _prepare(data)
     _chapter(say("1 · A tokenizer and a small BERT, pre-trained by masked language modelling",
                  "1 · 分词器与小型 BERT：掩码语言模型预训练"))
-    train(read_recipe(RECIPES / "encoder.yaml"), out / "encoder", data_root=data)
+    if code := train(read_recipe(RECIPES / "encoder.yaml"), out / "encoder", data_root=data).exit_code:
+        return code
     _chapter(say("2 · Fine-tuning on sentiment", "2 · 情感分类微调"))
-    overrides = [f"model.from={json.dumps(str(out / 'encoder'))}"]
-    train(read_recipe(RECIPES / "sentiment.yaml", overrides), out / "sentiment", data_root=data)
+    sentiment = read_recipe(RECIPES / "sentiment.yaml", [f"model.from={json.dumps(str(out / 'encoder'))}"])
+    if code := train(sentiment, out / "sentiment", data_root=data).exit_code:
+        return code
     _chapter(say("3 · Measured on reviews that it has never seen", "3 · 在从未见过的评论上评测"))
     report, baseline, difference = _sentiment(out)
     _chapter(say("4 · Your own sentence", "4 · 你自己的句子"))
     own = _own_sentences(out, texts or SENTENCES)
     _chapter(say("5 · A small GPT, which writes", "5 · 会写字的小型 GPT"))
-    train(read_recipe(RECIPES / "gpt.yaml"), out / "gpt", data_root=data)
+    if code := train(read_recipe(RECIPES / "gpt.yaml"), out / "gpt", data_root=data).exit_code:
+        return code
     gpt, samples = _gpt(out)
     _chapter(say("6 · Both served together, and asked by a program: the classifier, and SmolLM2 from elsewhere",
                  "6 · 一同提供服务，由程序提问：分类器，以及现成的 SmolLM2"))
@@ -74,7 +78,7 @@ def demo(out: Path, *, texts: Sequence[str] = (), question: str = "What is the c
     write_json(out / "summary.json", summary)
     write_atomic(out / "report.html", page(out, summary, reviews, report, baseline, difference, gpt, own, samples))
     _table(summary, difference, out)
-    return summary
+    return 0
 
 
 # The text ---------------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def embed(model: str, file: str, *, out: Path | None = None, queries: Sequence[s
     `out`: NAME.npy or NAME.jsonl, or a folder for an index; then only queries are answered. Texts of a search get the
     model's prompts `document` and `query`, if it has them. Raises UsageError, DataError, ModelError.
     """
-    _check(file, out, queries, query_file, prompt)
+    _check(file, out, queries, query_file, prompt, source or {})
     loaded = load(model, threads=threads, dtype=dtype)
     searches = bool(queries) or query_file is not None
     if _is_index(file):
@@ -71,7 +71,8 @@ def embed(model: str, file: str, *, out: Path | None = None, queries: Sequence[s
         yield from _lines(pieces)
 
 
-def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str | None, prompt: str | None) -> None:
+def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str | None, prompt: str | None,
+           source: Mapping[str, Any]) -> None:
     """UsageError for what makes no sense together, before the model is opened."""
     searches = bool(queries) or query_file is not None
     if not all(query.strip() for query in queries):
@@ -80,6 +81,10 @@ def _check(file: str, out: Path | None, queries: Sequence[str], query_file: str 
     if _is_index(file) and (out is not None or prompt is not None or not searches):
         raise UsageError(say("an index is there to be searched", "索引是用来检索的"), where=file,
                          mend="--nearest TEXT")
+    if _is_index(file) and source:
+        raise UsageError(say("an index has its texts: neither columns nor an encoding is asked for",
+                             "索引已含文本，无需指定列或编码"), where=file,
+                         mend=say("take out --columns and --encoding", "请去掉 --columns 与 --encoding"))
     if searches and out is not None and not _is_folder(out):
         raise UsageError(say("a search can keep an index, a folder, and no single file",
                              "检索时 --out 应为保存索引的文件夹，不能是单个文件"), where=f"--out {out}",

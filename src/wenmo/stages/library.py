@@ -13,6 +13,7 @@ from wenmo.loaded import Loaded, load
 from wenmo.models import CustomHeads
 from wenmo.recipe import parse_recipe
 from wenmo.report import Report
+from wenmo.stages.evaluate import write_down
 from wenmo.stages.folds import carry_out
 from wenmo.stages.prepare import place_fault, rows_to_measure, values_of
 from wenmo.stages.train import Trained
@@ -38,7 +39,8 @@ def train(recipe: str | Path | Mapping[str, Any], *overrides: str, out: str | Pa
 
 def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str, Any]], *, task: str | None = None,
              columns: Mapping[str, str | int] | None = None, seed: int = 0) -> Report:
-    """The metrics of a model with 95% intervals on a file, or on rows that are at hand.
+    """The metrics of a model with 95% intervals on a file, or on rows that are at hand; those of a Run on a file are
+    written down in it.
 
     `columns`: standard name → the file's own. Raises DataError for a missing column or a label never seen in training.
     """
@@ -49,30 +51,33 @@ def evaluate(model: str | Path | Loaded, data: str | Path | Sequence[Mapping[str
         given = {"columns": dict(columns)} if columns else {}
         trained_on = loaded.opened.card.get("source", {})
         found, name = rows_to_measure(str(data), settings, given=given, trained_on=trained_on), str(data)
-        read, rows = found.rows, values_of(found.rows)
+        rows = values_of(found.rows)
     else:
         mapped = {name: (columns or {}).get(name, name) for name in wanted}
         some = isinstance(settings, JointSettings)  # of several tasks a row may have what one of them needs
         rows = [_row(number, row, mapped, some=some) for number, row in enumerate(data, 1)]
-        read, name = [], say("rows at hand", "给定的数据")
+        found, name = None, say("rows at hand", "给定的数据")
     if not rows:
         raise DataError(say("no rows to evaluate on", "没有可评测的数据"), where=name,
                         mend=say("check the file and its columns", "请检查文件及其列"))
     try:
         report, _ = measure(loaded, rows, name, task=task, seed=seed)
     except DataError:
-        place_fault(loaded.task(task), read)
+        place_fault(loaded.task(task), [] if found is None else found.rows)
         raise
+    if found is not None:
+        write_down(loaded, found, report)
     return report
 
 
 def _row(number: int, row: Mapping[str, Any], columns: Mapping[str, Any], *, some: bool) -> dict[str, Any]:
     if some:
         return {name: row[column] for name, column in columns.items() if column in row}
-    for column in columns.values():
-        if row.get(column) in (None, ""):
+    for name, column in columns.items():
+        if row.get(column) is None or (row[column] == "" and name != "labels"):  # a text may have none of the labels
             raise DataError(say(f"the row has no `{column}`", f"该行缺少 `{column}`"),
                             where=row_name(number - 1),
                             mend=say(f"rows need: {', '.join(columns)}; `columns` maps other names",
                                      f"数据需要：{', '.join(columns)}；其他列名用 `columns` 对应"))
-    return {name: row[column] for name, column in columns.items()}
+    tools = {"tools": row["tools"]} if "messages" in columns and row.get("tools") is not None else {}
+    return {**{name: row[column] for name, column in columns.items()}, **tools}

@@ -12,15 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, BinaryIO
 
+from wenmo.config import parse
 from wenmo.data.given import open_given
 from wenmo.device import DType
 from wenmo.ensemble import load_all
-from wenmo.errors import DataError, say
+from wenmo.errors import DataError, UsageError, say
 from wenmo.stages.prepare import columns_in
 from wenmo.tasks import JointSettings
 from wenmo.text.counts import Counts
 from wenmo.text.intake import Row, Source, read_all
-from wenmo.text.source import STRINGS, MissingColumn, text_column, with_parts
+from wenmo.text.source import STRINGS, MissingColumn, SourceSettings, check_names, text_column, with_parts
 
 _log = logging.getLogger(__name__)
 ROWS_AT_ONCE = 512  # answered together, sorted by length; stdin from a person is answered line by line
@@ -63,7 +64,8 @@ def rows_to_answer(file: str, columns: tuple[str, ...], source: Mapping[str, Any
                    trained_on: Mapping[str, Any]) -> tuple[Iterator[Mapping[str, Any] | DataError], int]:
     """(the rows of a file, or of stdin for `-`, the bad ones as errors; how many of them to answer at once)."""
     if file == "-":
-        return iter(_lines(sys.stdin.buffer, columns)), 1 if sys.stdin.isatty() else ROWS_AT_ONCE
+        settings = _of_lines(source, columns)
+        return iter(_lines(sys.stdin.buffer, columns, settings)), 1 if sys.stdin.isatty() else ROWS_AT_ONCE
     source_settings = _without_targets(trained_on, columns)
     try:
         opened = open_given(file, columns, source, source_settings)
@@ -86,32 +88,52 @@ def _rows(source: Source) -> Iterator[Mapping[str, Any] | DataError]:
     _log.info(counts.line(source.settings.path))
 
 
-def _lines(stream: BinaryIO, columns: tuple[str, ...]) -> Iterable[Mapping[str, Any] | DataError]:
+def _of_lines(source: Mapping[str, Any], columns: tuple[str, ...]) -> SourceSettings:
+    """How lines of stdin are read: their encoding, and what their keys are called. UsageError for what they lack."""
+    settings = parse(SourceSettings, {**source, "path": "-"}, "stdin")
+    if columns:
+        check_names(settings, columns)
+    if settings.encoding.startswith("utf-16"):
+        raise UsageError(say("stdin is read line by line, which UTF-16 does not allow",
+                             "标准输入逐行读取，不支持 UTF-16"), where=f"--encoding {settings.encoding}",
+                         mend=f"iconv -f {settings.encoding} -t utf-8 … | wenmo predict …")
+    if any(isinstance(yours, int) for yours in settings.columns.values()):
+        raise UsageError(say("lines of stdin have no numbered columns", "标准输入的行没有按序号的列"),
+                         where="--columns", mend=say("give JSON lines with keys, or a file", "请给出带键的 JSON 行，或改用文件"))
+    return settings
+
+
+def _lines(stream: BinaryIO, columns: tuple[str, ...],
+           settings: SourceSettings) -> Iterable[Mapping[str, Any] | DataError]:
     for number, line in enumerate(stream, 1):
         if line.strip():
             try:
-                yield _row(line, number, columns)
+                yield _row(line, number, columns, settings)
             except DataError as error:
                 yield error
 
 
-def _row(line: bytes, number: int, columns: tuple[str, ...]) -> Mapping[str, Any]:
+def _row(line: bytes, number: int, columns: tuple[str, ...], settings: SourceSettings) -> Mapping[str, Any]:
     """A row with all the columns, each a text. DataError, with the number of the line, for anything else."""
     where = say(f"stdin, line {number}", f"标准输入第 {number} 行")
+    encoding = "utf-8" if settings.encoding == "auto" else settings.encoding
     try:
-        text = line.decode("utf-8").rstrip("\r\n").removeprefix("\ufeff")
+        text = line.decode(encoding).rstrip("\r\n").removeprefix("\ufeff")
         row = dict(json.loads(text)) if text.lstrip().startswith("{") else {
             text_column(columns): text}
     except UnicodeDecodeError as error:
-        raise DataError(say("not UTF-8", "不是 UTF-8"), where=where,
-                        mend="iconv -f gb18030 -t utf-8 … | wenmo predict …") from error
+        raise DataError(say(f"not {encoding.upper()}", f"不是 {encoding.upper()}"), where=where,
+                        mend=say("name the encoding: --encoding gb18030 (big5, latin-1 …)",
+                                 "请指明编码：--encoding gb18030（big5、latin-1 等）")) from error
     except ValueError as error:
         raise DataError(say(f"not valid JSON: {error}", f"不是合法的 JSON：{error}"), where=where,
                         mend=say("one JSON object a line, or plain text", "每行一个 JSON 对象，或纯文本")) from error
+    row |= {name: row[yours] for name, yours in settings.columns.items() if yours in row}
     for column in columns:
         if column in STRINGS and not (isinstance(row.get(column), str) and row[column].strip()):
             raise DataError(
-                say(f"the row has no text `{column}`", f"该行没有文本 `{column}`"), where=where,
+                say(f"the row has no text `{settings.columns.get(column, column)}`",
+                    f"该行没有文本 `{settings.columns.get(column, column)}`"), where=where,
                 mend=say(f"this task needs: {', '.join(columns)}", f"此任务需要：{', '.join(columns)}"))
     return row
 

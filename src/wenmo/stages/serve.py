@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from wenmo.config import parse
@@ -38,10 +39,15 @@ def serve(models: Sequence[str], settings: Mapping[str, Any], *, format: FormatO
 
 
 def named(models: Sequence[str]) -> dict[str, str]:
-    """{name: reference} of `NAME=MODEL` or `MODEL`, whose name is then its last part. Raises UsageError."""
+    """{name: reference} of `NAME=MODEL` or `MODEL`, whose name is then its last part. Raises UsageError.
+
+    A path may hold a `=` (runs/lr=3e-4, as a sweep calls them): a NAME holds no slash, and what is there is a path.
+    """
     references: dict[str, str] = {}
     for given in models:
         before, sign, after = given.partition("=")
+        if "/" in before or Path(given).exists():
+            sign = ""
         reference = after if sign else given
         name = before if sign else reference.rstrip("/").rpartition("/")[2].rpartition(":")[2].removesuffix(".gguf")
         if not name or not reference or name in references:

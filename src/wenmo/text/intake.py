@@ -149,6 +149,10 @@ def _values(fields: Any, found: Found, source: Source, normalize: Callable[[str]
     if "tokens" in values and "tags" in values and len(values["tokens"]) != len(values["tags"]):
         num_tokens, num_tags = len(values["tokens"]), len(values["tags"])
         raise _BadRow(say(f"{num_tokens} tokens and {num_tags} tags", f"{num_tokens} 个词元，却有 {num_tags} 个标签"))
+    marked = isinstance(fields, dict) and "label" not in values and fields.get("label") is False
+    if marked and "messages" in source.required:
+        raise _BadRow(say("`label` is false: the answer is marked as one not to give",
+                          "`label` 为 false：该回答被标记为不应给出的回答"))
     values |= source.settings.constants
     return from_parts(values) if "messages" in source.required else values
 

@@ -96,7 +96,7 @@ def open_source(
     """
     if "messages" in required:
         optional = (*optional, "tools")
-    _check_names(settings, (*required, *optional))
+    check_names(settings, (*required, *optional))
     normalizer(settings.normalize)  # an extra that it lacks is missed now
     offsets = frozenset() if settings.normalize.keeps_places else _OFFSETS
     files = tuple(_look(path, beside, settings, root, required, optional)
@@ -110,7 +110,7 @@ def open_source(
     return Source(settings, files, frozenset(required))
 
 
-def _check_names(settings: SourceSettings, known: Sequence[str]) -> None:
+def check_names(settings: SourceSettings, known: Sequence[str]) -> None:
     """The standard names in the settings are among those that are used here, and each has one place to come from."""
     known = with_parts(known)
     for name in (*settings.columns, *settings.constants, *settings.parallel, *settings.before):

@@ -61,16 +61,17 @@ class Run:
     @classmethod
     @contextlib.contextmanager
     def open(cls, folder: Path, settings: config.Settings, facts: Mapping[str, str],
-             context: Mapping[str, Any] | None = None) -> Iterator[Run]:
+             context: Mapping[str, Any] | None = None, machine: Mapping[str, str] | None = None) -> Iterator[Run]:
         """Begins a Run in `folder`, or goes on with the one there; holds its lock until the block ends.
 
-        `context` is what the settings were parsed with. Keys marked `free` may have changed since; recipe.yaml then
-        follows, at `rewind`: call it before the first log, and after all that may yet refuse to go on. A Run that came
-        to no checkpoint has nothing to go on with: it begins anew with these settings.
+        `context` is what the settings were parsed with; `machine` what was chosen for this one (the number format) and
+        decides the last bits: it is written down, and another is warned of. Keys marked `free` may have changed since;
+        recipe.yaml then follows, at `rewind`: call it before the first log, and after all that may yet refuse to go on.
+        A Run that came to no checkpoint has nothing to go on with: it begins anew with these settings.
         Raises RunLocked (another process writes here), CheckpointError (begun with other settings or facts; each
         difference is shown), UsageError (a folder with other things in it), StorageError.
         """
-        recipe = config.to_yaml(settings)
+        recipe, here = config.to_yaml(settings), {**_machine(), **(machine or {})}
         refuse_foreign(folder, recipe)
         with files.locked(folder):
             run = cls(folder, writes=True)
@@ -82,12 +83,13 @@ class Run:
                 run.undo()
             if (folder / RECORD).exists():
                 _refuse_other(folder, settings, facts, context)
+                _warn_of_another_machine(folder, here)
                 if (folder / RECIPE).read_text(encoding="utf-8") != recipe:
                     run._recipe = recipe
             else:
                 files.write_atomic(folder / RECIPE, recipe)
                 files.write_json(folder / RECORD, {
-                    "format": FORMAT, "wenmo": wenmo.__version__, "facts": dict(facts), "machine": _machine(),
+                    "format": FORMAT, "wenmo": wenmo.__version__, "facts": dict(facts), "machine": here,
                 })
             try:
                 yield run
@@ -191,7 +193,7 @@ def refuse_foreign(folder: Path, recipe: str) -> None:
 
 def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, str],
                   context: Mapping[str, Any] | None) -> None:
-    """CheckpointError when the Run was begun with other identity keys or facts; a warning for other machinery."""
+    """CheckpointError when the Run was begun with other identity keys or facts."""
     differences = _differences(folder, settings, facts, context)
     if differences:
         lines = "".join(f"\n  {name}: {_shown(a)} → {_shown(b)}" for name, a, b in differences)
@@ -201,12 +203,13 @@ def _refuse_other(folder: Path, settings: config.Settings, facts: Mapping[str, s
             mend=say("choose another --out for a new run, or change these back",
                      "换一个 --out 开始新的运行，或改回原值"),
         )
-    now_here, once = _machine(), _record(folder)["machine"]
-    for name in dict.fromkeys([*once, *now_here]):
-        before, now = once.get(name, 1), now_here.get(name, 1)
-        if before != now:
-            _log.warning(say(f"the run was begun with {name} {before}, now {now}: the weights will not be bit-equal",
-                             f"该运行开始时 {name} 为 {before}，现为 {now}：权重将不会逐位相同"))
+
+
+def _warn_of_another_machine(folder: Path, now: Mapping[str, Any]) -> None:
+    for name, before in _record(folder)["machine"].items():
+        if name in now and now[name] != before:
+            _log.warning(say(f"the run was begun with {name} {before}, now {now[name]}: the weights will not be "
+                             f"bit-equal", f"该运行开始时 {name} 为 {before}，现为 {now[name]}：权重将不会逐位相同"))
 
 
 def _differences(folder: Path, settings: config.Settings, facts: Mapping[str, str],
@@ -225,10 +228,8 @@ def _record(folder: Path) -> dict[str, Any]:
 
 
 def _machine() -> dict[str, Any]:
-    """What the last bits of the weights depend on beside the recipe."""
-    number = num_processes()
-    return {"torch": torch.__version__, "threads": torch.get_num_threads(),
-            **({"processes": number} if number > 1 else {})}
+    """What the last bits of the weights depend on beside the recipe, as far as it is known here."""
+    return {"torch": torch.__version__, "threads": torch.get_num_threads(), "processes": num_processes()}
 
 
 def _shown(value: Any) -> str:

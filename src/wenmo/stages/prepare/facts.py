@@ -40,8 +40,8 @@ def normalization_card(recipe: Recipe) -> dict[str, Any]:
     return settings[0].model_dump(mode="json")
 
 
-_MODEL_FILES = ("config.json", "model.safetensors", "quantized.safetensors", "tokenizer.json", "adapter_config.json",
-                "adapter_model.safetensors")
+_MODEL_FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors",
+                "quantized.safetensors", "tokenizer.json", "adapter_config.json", "adapter_model.safetensors")
 
 
 def model_facts(recipe: Recipe) -> dict[str, str]:
@@ -52,7 +52,7 @@ def model_facts(recipe: Recipe) -> dict[str, str]:
             path = Path(part.reference)
             path = path if (path / "tokenizer.json").exists() else locate(part.reference)
             names = _MODEL_FILES if name == "model" else ("tokenizer.json",)
-            files = [path] if path.is_file() else [path / each for each in names if (path / each).exists()]
+            files = [path] if path.is_file() else [file for each in names for file in sorted(path.glob(each))]
             facts[name] = sha256(*(sha256_file(file) for file in files))
     return facts
 

@@ -53,7 +53,9 @@ def _train(recipe: Recipe, out: Path, data_root: Path, tasks: CustomTasks | None
         known = prepare.refuse_misfit(recipe, tasks)
         corpus = Corpus(recipe, data_root)
         facts = prepare.run_facts(corpus, heads)
-    opening = Run.open(out, recipe, facts, context(tasks, heads)) if processes.is_first else nullcontext(Run(out))
+    chosen = {"device": on.device.type, "dtype": str(on.dtype).removeprefix("torch.")}
+    opening = (Run.open(out, recipe, facts, context(tasks, heads), chosen) if processes.is_first
+               else nullcontext(Run(out)))
     with opening as run, Stopper() as stopper, _begun_anew(run):
         with processes.in_turn():
             if run.writes:
