@@ -99,7 +99,8 @@ def _of_lines(source: Mapping[str, Any], columns: tuple[str, ...]) -> SourceSett
                          mend=f"iconv -f {settings.encoding} -t utf-8 … | wenmo predict …")
     if any(isinstance(yours, int) for yours in settings.columns.values()):
         raise UsageError(say("lines of stdin have no numbered columns", "标准输入的行没有按序号的列"),
-                         where="--columns", mend=say("give JSON lines with keys, or a file", "请给出带键的 JSON 行，或改用文件"))
+                         where="--columns",
+                         mend=say("give JSON lines with keys, or a file", "请给出带键的 JSON 行，或改用文件"))
     return settings
 
 
