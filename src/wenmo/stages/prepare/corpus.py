@@ -1,7 +1,7 @@
 """The rows of a recipe: its files opened, read, and kept apart.
 
-In: the data part of a Recipe. Out: Rows, with printed counts that add up; no text that is learned from stands among
-those to choose by, or in the files that are reported on.
+In: the data part of a Recipe. Out: Rows, with printed counts that add up; no text that is learned from stands, letter
+for letter, among those to choose by, or in the files that are reported on.
 """
 
 from __future__ import annotations
